@@ -1,0 +1,30 @@
+# make search: the quickstart search.  make test: the whole suite.  make lint: style, types, layers.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: search test lint clean
+
+search: .venv/installed
+	$(BIN)/hpsearch run quickstart
+
+test: .venv/installed-dev
+	$(BIN)/pytest
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --editable .
+	touch $@
+
+.venv/installed-dev: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@ .venv/installed
+
+clean:
+	rm -rf .venv

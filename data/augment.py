@@ -1,0 +1,121 @@
+"""Augmentation of a whole batch at once, on the device, with random draws for each image.
+
+Every function takes and gives floating-point images of shape (N, 3, H, W) in [0, 1], on any
+device, and draws from a generator on that device.
+"""
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional
+
+CROP_PADDING = 4  # pixels; as in He et al. 2016, section 4.2
+CUTOUT_SIZE = 8  # pixels; half of what DeVries & Taylor 2017 use for 200 epochs
+RESIZED_CROP_AREA = (0.08, 1.0)  # of the image; torchvision's RandomResizedCrop
+RESIZED_CROP_RATIO = (3 / 4, 4 / 3)  # width to height; torchvision's RandomResizedCrop
+JITTER = 0.2  # brightness, contrast and saturation each times 0.8 to 1.2
+
+AUGMENTATIONS = ("none", "flip", "flip+crop", "flip+crop+cutout", "flip+resized-crop")
+
+
+def augment(images: Tensor, augmentation: str, color_jitter: bool, generator: Generator) -> Tensor:
+    """Augment a batch.
+
+    Args:
+        images: floating point, shape (N, 3, H, W), in [0, 1].
+        augmentation: one of `AUGMENTATIONS`; its parts are applied from left to right.
+        color_jitter: whether brightness, contrast and saturation are varied as well.
+        generator: on the device of the images.
+
+    Returns:
+        New images of the same shape, dtype and range.
+
+    Raises:
+        KeyError: `augmentation` is not known.
+    """
+    if augmentation != "none":
+        for part in augmentation.split("+"):
+            images = _PARTS[part](images, generator)
+    return jitter(images, generator) if color_jitter else images
+
+
+def _uniform(images: Tensor, low: float, high: float, generator: Generator) -> Tensor:
+    """One number an image, shape (N,)."""
+    draws = torch.rand(len(images), device=images.device, generator=generator)
+    return draws * (high - low) + low
+
+
+def flip(images: Tensor, generator: Generator) -> Tensor:
+    """Mirror each image left to right with probability one half."""
+    mirrored = _uniform(images, 0, 1, generator) < 0.5
+    return torch.where(mirrored[:, None, None, None], images.flip(3), images)
+
+
+def crop(images: Tensor, generator: Generator) -> Tensor:
+    """Shift each image by up to `CROP_PADDING` pixels; the edge is filled by reflection."""
+    count, _, height, width = images.shape
+    device = images.device
+    padded = functional.pad(images, [CROP_PADDING] * 4, mode="reflect")
+    shifts = torch.randint(2 * CROP_PADDING + 1, (2, count, 1), device=device, generator=generator)
+    rows = shifts[0] + torch.arange(height, device=device)
+    columns = shifts[1] + torch.arange(width, device=device)
+    image = torch.arange(count, device=device)[:, None, None]
+    return padded.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None, :]].permute(
+        0, 3, 1, 2
+    )
+
+
+def cutout(images: Tensor, generator: Generator) -> Tensor:
+    """Grey out a square of `CUTOUT_SIZE` pixels, which may reach over the edge, in each image.
+
+    DeVries & Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout", 2017.
+    """
+    count, _, height, width = images.shape
+    device = images.device
+    top = torch.randint(height, (count, 1), device=device, generator=generator) - CUTOUT_SIZE // 2
+    left = torch.randint(width, (count, 1), device=device, generator=generator) - CUTOUT_SIZE // 2
+    rows = torch.arange(height, device=device) - top
+    columns = torch.arange(width, device=device) - left
+    in_rows = (rows >= 0) & (rows < CUTOUT_SIZE)
+    in_columns = (columns >= 0) & (columns < CUTOUT_SIZE)
+    square = (in_rows[:, :, None] & in_columns[:, None, :])[:, None]
+    grey = images.mean(dim=(0, 2, 3), keepdim=True)
+    return torch.where(square, grey, images)
+
+
+def resized_crop(images: Tensor, generator: Generator) -> Tensor:
+    """Take a rectangle of random place, area and shape of each image and scale it to full size."""
+    area = _uniform(images, *RESIZED_CROP_AREA, generator)
+    low, high = (torch.tensor(ratio).log().item() for ratio in RESIZED_CROP_RATIO)
+    ratio = _uniform(images, low, high, generator).exp()
+    # Sides as fractions of the image, of which 1 is the most.
+    width = (area * ratio).sqrt().clamp(max=1)
+    height = (area / ratio).sqrt().clamp(max=1)
+    x = (1 - width) * _uniform(images, -1, 1, generator)
+    y = (1 - height) * _uniform(images, -1, 1, generator)
+    zero = torch.zeros_like(x)
+    transforms = torch.stack(
+        [torch.stack([width, zero, x], dim=1), torch.stack([zero, height, y], dim=1)], dim=1
+    )
+    grid = functional.affine_grid(transforms, list(images.shape), align_corners=False)
+    resized = functional.grid_sample(
+        images, grid.to(images.dtype), padding_mode="reflection", align_corners=False
+    )
+    return resized.clamp(0, 1)
+
+
+def jitter(images: Tensor, generator: Generator) -> Tensor:
+    """Vary the brightness, contrast and saturation of each image by up to `JITTER`."""
+
+    def factor() -> Tensor:
+        return _uniform(images, 1 - JITTER, 1 + JITTER, generator)[:, None, None, None]
+
+    # The weights of the colours in brightness, by ITU-R BT.601, as in torchvision and Pillow.
+    weights = torch.tensor([0.299, 0.587, 0.114], device=images.device, dtype=images.dtype)
+    images = (images * factor()).clamp(0, 1)
+    mean = (images * weights[:, None, None]).sum(1, keepdim=True).mean((2, 3), keepdim=True)
+    images = (mean + (images - mean) * factor()).clamp(0, 1)
+    grey = (images * weights[:, None, None]).sum(1, keepdim=True)
+    return (grey + (images - grey) * factor()).clamp(0, 1)
+
+
+_PARTS = {"flip": flip, "crop": crop, "cutout": cutout, "resized-crop": resized_crop}

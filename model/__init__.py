@@ -1,0 +1,1 @@
+"""The ResNet, its training, and the exported model: tensors in, epochs out."""

@@ -1,0 +1,1 @@
+"""The search: what to try, trying it, and the processes that do."""

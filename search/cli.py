@@ -1,0 +1,321 @@
+"""The command line. It adds words to the functions of the other modules, and nothing else.
+
+What a command needs is imported inside it, so that `hpsearch --help` starts in a blink.
+"""
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from data.errors import UserError
+
+if TYPE_CHECKING:
+    from studies.config import StudyConfig
+
+app = typer.Typer(
+    name="hpsearch",
+    help="Find the hyperparameters with which a ResNet learns your images best.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+StudyArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="STUDY",
+        help="quickstart or cifar10, which ship; the path of a study file; or a study's name.",
+    ),
+]
+StorageOption = Annotated[
+    str,
+    typer.Option(
+        "--storage",
+        envvar="HPSEARCH_STORAGE",
+        show_default="sqlite:///hpsearch.db",
+        help="Database URL. Put one with a password in the environment, where it is not seen.",
+    ),
+]
+DirectoryOption = Annotated[
+    Path,
+    typer.Option(
+        "--directory",
+        envvar="HPSEARCH_DIRECTORY",
+        help="Where data sets, checkpoints and logs go. All workers of a study share it.",
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+DataOption = Annotated[
+    str | None,
+    typer.Option("--data", metavar="SOURCE", help="cifar10-mini, cifar10, or a folder of images."),
+]
+
+DEFAULT_DIRECTORY = Path("var")
+# The same as studies.storage.DEFAULT_URL, which would cost the import of Optuna; a test compares.
+DEFAULT_STORAGE = "sqlite:///hpsearch.db"
+
+
+@app.command()
+def run(
+    study: StudyArgument,
+    trials: Annotated[
+        int | None, typer.Option(help="How many trials, over all runs of the study.")
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="After so long, no trial is started.")
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Worker processes; by default one a GPU, or up to 4 on a CPU."),
+    ] = None,
+    workers_per_gpu: Annotated[int, typer.Option(min=1, help="Workers that share a GPU.")] = 1,
+    name: Annotated[str | None, typer.Option(help="Another name for the study.")] = None,
+    data: DataOption = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Any setting of the study file, such as trial.epochs=5 or space.width=16.",
+        ),
+    ] = None,
+    storage: StorageOption = DEFAULT_STORAGE,
+    directory: DirectoryOption = DEFAULT_DIRECTORY,
+) -> None:
+    """Search: create or continue a study, run workers, and export the best model."""
+    overrides = _overrides(trials, minutes, name, data, settings or [])
+    config = _study_file(study, overrides)
+    from studies.storage import open_storage
+
+    with_storage = open_storage(storage, create=True)
+    _log_to_terminal()
+    from search.run import run_study
+
+    raise typer.Exit(
+        run_study(config, study, with_storage, storage, directory, workers, workers_per_gpu)
+    )
+
+
+def _overrides(
+    trials: int | None,
+    minutes: float | None,
+    name: str | None,
+    data: str | None,
+    settings: list[str],
+) -> dict[str, Any]:
+    from studies.config import parse_assignment
+
+    given = {
+        "budget.trials": trials,
+        "budget.minutes": minutes,
+        "name": name,
+        "data.source": data,
+    }
+    overrides = dict(parse_assignment(setting) for setting in settings)
+    return {**overrides, **{key: value for key, value in given.items() if value is not None}}
+
+
+def _study_file(study: str, overrides: dict[str, Any]) -> "StudyConfig":
+    from studies.config import load_study_file
+
+    return load_study_file(study, overrides)
+
+
+@app.command()
+def worker(
+    study: StudyArgument,
+    data: DataOption = None,
+    allow_objective: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:FUNCTION",
+            help="Run this objective if the study names it. What is not allowed here is not "
+            "imported, whatever the database says.",
+        ),
+    ] = None,
+    storage: StorageOption = DEFAULT_STORAGE,
+    directory: DirectoryOption = DEFAULT_DIRECTORY,
+) -> None:
+    """Be one worker of a study, on any machine that reaches its storage.
+
+    The study is joined if it exists, and created if STUDY is a study file.
+    """
+    from search.run import run_worker
+    from studies.config import is_study_file
+    from studies.storage import open_storage
+
+    config = _study_file(study, {}) if is_study_file(study) else None
+    with_storage = open_storage(storage, create=config is not None)
+    _log_to_terminal()
+    raise typer.Exit(run_worker(config, study, with_storage, directory, data, allow_objective))
+
+
+@app.command()
+def status(
+    study: Annotated[
+        str | None, typer.Argument(metavar="[STUDY]", help="One study; without it, all.")
+    ] = None,
+    top: Annotated[int, typer.Option(min=0, help="How many of the best trials.")] = 5,
+    as_json: JsonOption = False,
+    storage: StorageOption = DEFAULT_STORAGE,
+) -> None:
+    """Show how far a study is and its best trials."""
+    from rich.console import Console
+
+    from studies.results import as_json as summary_as_json
+    from studies.results import rank, record, summarise
+    from studies.storage import open_storage
+    from studies.study import open_study, study_names
+
+    with_storage = open_storage(storage)
+    names = [_study_name(study)] if study else study_names(with_storage)
+    console = Console(soft_wrap=True)
+    documents = []
+    for name in names:
+        opened = open_study(with_storage, name)
+        records = [record(trial) for trial in opened.study.get_trials(deepcopy=False)]
+        summary = summarise(records)
+        if as_json:
+            document = summary_as_json(summary, rank(records)[:top])
+            documents.append({"study": name, "trials": opened.config.budget.trials, **document})
+            continue
+        from search.live import counts_line, results_table
+
+        total = opened.config.budget.trials
+        finished = f"{summary.finished} of {total}" if total else str(summary.finished)
+        console.print(f"[bold]{name}[/bold]  {finished} trials finished")
+        console.print(counts_line(summary))
+        console.print(results_table(records, top) if summary.best else "no trial complete yet")
+    if as_json:
+        print(json.dumps(documents[0] if study else documents, indent=2))
+    elif not names:
+        console.print("no studies in this storage yet")
+
+
+def _study_name(study: str) -> str:
+    """The name that a STUDY argument means: a study file is read for its name."""
+    from studies.config import is_study_file
+
+    return _study_file(study, {}).name if is_study_file(study) else study
+
+
+@app.command()
+def export(
+    study: StudyArgument,
+    output: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write.")],
+    data: DataOption = None,
+    storage: StorageOption = DEFAULT_STORAGE,
+    directory: DirectoryOption = DEFAULT_DIRECTORY,
+) -> None:
+    """Write the best trial's model to a folder, with its accuracy on the test images."""
+    from studies.storage import open_storage
+
+    with_storage = open_storage(storage)
+    name = _study_name(study)
+    _log_to_terminal(logging.WARNING)
+    from search.run import describe, export_study
+
+    print(describe(export_study(with_storage, name, directory, output, data)))
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that export wrote.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Classify images with an exported model."""
+    from model.exported import load
+
+    predictions = load(model).predict(images)
+    if as_json:
+        rows = [
+            {"image": str(image), "label": found.label, "probability": found.probability}
+            for image, found in zip(images, predictions, strict=True)
+        ]
+        print(json.dumps(rows, indent=2))
+        return
+    for image, found in zip(images, predictions, strict=True):
+        print(f"{image}: {found.label} {found.probability:.1%}")
+
+
+@app.command()
+def dashboard(
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8080,
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    allow_edits: Annotated[
+        bool, typer.Option("--allow-edits", help="Let the page change and delete studies.")
+    ] = False,
+    storage: StorageOption = DEFAULT_STORAGE,
+) -> None:
+    """Serve optuna-dashboard on the storage, for looking only unless edits are allowed."""
+    from studies.dashboard import application, serve
+    from studies.storage import open_storage
+
+    app = application(open_storage(storage), allow_edits)
+
+    def started(actual_port: int) -> None:
+        print(f"http://{host}:{actual_port}/dashboard (Ctrl-C stops)", flush=True)
+
+    try:
+        serve(app, host, port, started)
+    except OSError as error:
+        raise UserError(f"{host}:{port}: {error.strerror}; give another --port") from error
+
+
+@app.command()
+def init(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The study file to write.")],
+) -> None:
+    """Write a study file with every setting explained."""
+    from studies.config import write_template
+
+    write_template(file)
+    print(f"{file} written; edit it, then: hpsearch run {file}")
+
+
+def _log_to_terminal(level: int = logging.INFO) -> None:
+    logging.basicConfig(
+        level=level,
+        format="%(asctime)s %(process)d %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stderr,
+    )
+    # Its messages repeat ours, in other words.
+    logging.getLogger("optuna").setLevel(logging.WARNING)
+
+
+def main() -> None:
+    """The command `hpsearch`: 0 if all is well, 2 for what the user can mend, 1 for the rest."""
+    try:
+        app()
+    except UserError as error:
+        _fail(str(error), 2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader, such as head, has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except Exception as error:
+        from studies.storage import storage_failure
+
+        message = storage_failure(error)
+        if message is None:
+            raise
+        _fail(message, 1)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"hpsearch: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

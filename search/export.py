@@ -1,0 +1,128 @@
+"""Taking the best model out of a study, with its accuracy measured once more."""
+
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.errors import UserError
+from model.evaluate import accuracy
+from model.train import build_model, parse_hyperparameters
+from search.prepare import Prepared
+from search.worker import checkpoint_directory
+from studies.checkpoints import Checkpoint
+from studies.config import DEFAULT_OBJECTIVE
+from studies.export import check_output, write_export
+from studies.results import SEED, TrialRecord, rank, record
+from studies.study import VERSIONS, OpenedStudy
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    output: Path
+    best: TrialRecord
+    test_accuracy: float | None
+    """In [0, 1]; None for an objective of the user's own, whose model is not known here."""
+    baseline: TrialRecord | None
+    """Trial 0, if it is complete and not the best."""
+
+
+def best_record(opened: OpenedStudy) -> TrialRecord:
+    """The trial to export.
+
+    Raises:
+        UserError: no trial is complete yet.
+    """
+    ranked = rank([record(trial) for trial in opened.study.get_trials(deepcopy=False)])
+    if not ranked:
+        raise UserError(
+            f"study {opened.config.name!r}: no trial is complete yet, so there is nothing to export"
+        )
+    return ranked[0]
+
+
+def export_best(prepared: Prepared, root: Path, output: Path, device: torch.device) -> Exported:
+    """Write the best trial's model to the folder `output`.
+
+    Its validation accuracy is measured again from the weights that are exported, and its test
+    accuracy for the first time.
+
+    Raises:
+        UserError: no trial is complete, its checkpoint is missing, or `output` is something else.
+    """
+    opened = prepared.opened
+    check_output(output)
+    best = best_record(opened)
+    checkpoint = checkpoint_directory(opened, root).load(best.number)
+    if checkpoint.validation_accuracy != best.value:
+        raise UserError(
+            f"the checkpoint of trial {best.number} is of {checkpoint.validation_accuracy:.2%}, "
+            f"but the study recorded {best.value:.2%}; the directory belongs to another study"
+        )
+    test_accuracy = None
+    if opened.config.trial.objective == DEFAULT_OBJECTIVE:
+        test_accuracy = _evaluate(prepared, best, checkpoint, device)
+    description = _describe(prepared, best, checkpoint, test_accuracy)
+    write_export(output, checkpoint.weights, description)
+    return Exported(output, best, test_accuracy, baseline=_baseline(opened, best))
+
+
+def _evaluate(
+    prepared: Prepared, best: TrialRecord, checkpoint: Checkpoint, device: torch.device
+) -> float:
+    data = prepared.data.to(device)
+    model = build_model(parse_hyperparameters(best.parameters), len(data.classes))
+    model.load_state_dict(dict(checkpoint.weights))
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    validation = accuracy(model, data.validation, data.normalisation)
+    if round(abs(validation - checkpoint.validation_accuracy) * len(data.validation)) > 0:
+        logger.warning(
+            "trial %d: its worker measured %.2f%% on the validation images, this machine %.2f%%",
+            best.number,
+            100 * checkpoint.validation_accuracy,
+            100 * validation,
+        )
+    return accuracy(model, prepared.dataset.test.to(device), data.normalisation)
+
+
+def _describe(
+    prepared: Prepared,
+    best: TrialRecord,
+    checkpoint: Checkpoint,
+    test_accuracy: float | None,
+) -> dict[str, Any]:
+    opened = prepared.opened
+    attributes = opened.study.get_trials(deepcopy=False)[best.number].user_attrs
+    parameters = best.parameters
+    if opened.config.trial.objective == DEFAULT_OBJECTIVE:
+        # With what the study left to the defaults, so that the folder speaks for itself.
+        parameters = asdict(parse_hyperparameters(parameters))
+    return {
+        "study": opened.config.name,
+        "trial": best.number,
+        "parameters": parameters,
+        "validation_accuracy": best.value,
+        "validation_accuracy_per_epoch": list(best.accuracies),
+        "best_epoch": checkpoint.epoch,
+        "test_accuracy": test_accuracy,
+        "seed": attributes[SEED],
+        "data": {
+            "source": opened.config.data.source,
+            "digest": prepared.dataset.digest,
+            "classes": list(prepared.data.classes),
+            "normalisation": asdict(prepared.data.normalisation),
+            "validation_fraction": opened.config.data.validation_fraction,
+            "split_seed": opened.config.seed,
+        },
+        "objective": opened.config.trial.objective,
+        "versions": opened.study.user_attrs[VERSIONS],
+    }
+
+
+def _baseline(opened: OpenedStudy, best: TrialRecord) -> TrialRecord | None:
+    first = record(opened.study.get_trials(deepcopy=False)[0])
+    return first if first.state == "complete" and first.number != best.number else None

@@ -1,0 +1,206 @@
+"""The live view of a run: what each worker does, how far the study is, what is best so far."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from search.launch import Slot
+from studies.config import StudyConfig
+from studies.results import Summary, TrialRecord, rank, summarise
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRow:
+    """A worker of this run, and what it does."""
+
+    slot: Slot
+    trial: TrialRecord | None
+    ended: bool
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """All that is shown at one moment."""
+
+    config: StudyConfig
+    storage: str
+    """Its URL, without a password."""
+    records: Sequence[TrialRecord]
+    workers: Sequence[WorkerRow]
+    now: datetime
+    """UTC, without a time zone, as the study's times are."""
+    run_started: float
+    """On the clock `time.time`."""
+    interruptions: int
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC).replace(tzinfo=None)
+
+
+def render(view: View) -> RenderableType:
+    """The view as something that rich can print."""
+    summary = summarise(view.records)
+    local = {row.trial.number for row in view.workers if row.trial}
+    elsewhere = [
+        record
+        for record in view.records
+        if record.state == "running" and record.number not in local and record.worker
+    ]
+    parts: list[RenderableType] = [
+        Text.assemble(
+            (view.config.name, "bold"),
+            f"  {view.config.sampler.name} sampler, {view.config.pruner.name} pruner, "
+            f"{view.config.data.source}, {view.storage}",
+            overflow="ellipsis",
+            no_wrap=True,
+        ),
+        _progress(view, summary),
+        counts_line(summary),
+        _best(summary),
+        _workers(view, elsewhere),
+        Text(_hint(view.interruptions), style="dim"),
+    ]
+    return Group(*parts)
+
+
+def _progress(view: View, summary: Summary) -> RenderableType:
+    line = Table.grid(padding=(0, 2))
+    total = view.config.budget.trials
+    left = seconds_left(view)
+    remaining = "" if left is None else f"about {readable_seconds(left)} left"
+    if total is None:
+        line.add_row(f"{summary.finished} trials", remaining)
+    else:
+        done = min(summary.finished, total)
+        line.add_row(
+            ProgressBar(total=total, completed=done, width=40), f"{done} of {total}", remaining
+        )
+    return line
+
+
+def counts_line(summary: Summary) -> Text:
+    """How many trials are in each state."""
+    counts = [
+        (summary.complete, "complete", "green"),
+        (summary.pruned, "pruned", "yellow"),
+        (summary.diverged, "diverged", "magenta"),
+        (summary.failed, "failed", "red"),
+        (summary.running, "running", "cyan"),
+    ]
+    text = Text()
+    for count, name, color in counts:
+        text.append(f"{count} {name}   ", style=color if count else "dim")
+    return text
+
+
+def _best(summary: Summary) -> Text:
+    if summary.best is None or summary.best.value is None:
+        return Text("no trial complete yet", style="dim")
+    return Text.assemble(
+        "best ",
+        (f"{summary.best.value:.2%}", "bold green"),
+        f" validation, trial {summary.best.number}: {readable_parameters(summary.best)}",
+        overflow="ellipsis",
+        no_wrap=True,
+    )
+
+
+def _workers(view: View, elsewhere: Sequence[TrialRecord]) -> Table:
+    table = Table(box=None, padding=(0, 2), pad_edge=False, header_style="dim")
+    table.add_column("worker")
+    for name in ("trial", "epoch", "validation", "images/s", "time left"):
+        table.add_column(name, justify="right")
+    for row in view.workers:
+        name = f"{row.slot.index} ({row.slot.device})"
+        if row.trial is None:
+            table.add_row(name, "ended" if row.ended else "-", style="dim")
+        else:
+            table.add_row(name, *_trial_cells(view, row.trial))
+    for record in elsewhere:
+        table.add_row(record.worker or "", *_trial_cells(view, record))
+    return table
+
+
+def _trial_cells(view: View, record: TrialRecord) -> tuple[str, ...]:
+    epochs = view.config.trial.epochs
+    left = trial_seconds_left(record, epochs, view.now)
+    return (
+        str(record.number),
+        f"{len(record.accuracies)}/{epochs}",
+        f"{record.accuracies[-1]:.2%}" if record.accuracies else "",
+        f"{record.images_per_second:,.0f}" if record.images_per_second else "",
+        "" if left is None else readable_seconds(left),
+    )
+
+
+def _hint(interruptions: int) -> str:
+    if interruptions == 0:
+        return "Ctrl-C stops; the same command continues."
+    if interruptions == 1:
+        return "Stopping: running epochs are finished if they are short. Ctrl-C again: at once."
+    return "Stopping now."
+
+
+def trial_seconds_left(record: TrialRecord, epochs: int, now: datetime) -> float | None:
+    """From the epochs done and the time since the trial's start; None before the first."""
+    done = len(record.accuracies)
+    if not done or record.started is None or not record.images_per_second:
+        return None
+    elapsed = (now - record.started).total_seconds()
+    return max(elapsed / done * (epochs - done), 0.0)
+
+
+def seconds_left(view: View) -> float | None:
+    """Until the budget is spent, from how long the trials of this study took; None if unknown."""
+    durations = [
+        record.seconds
+        for record in view.records
+        if record.seconds is not None and record.state in ("complete", "pruned", "diverged")
+    ]
+    budget, estimates = view.config.budget, []
+    active = sum(1 for row in view.workers if not row.ended)
+    if budget.trials is not None and durations and active:
+        remaining = max(budget.trials - summarise(view.records).finished, 0)
+        estimates.append(remaining * sum(durations) / len(durations) / active)
+    if budget.minutes is not None:
+        estimates.append(max(view.run_started + 60 * budget.minutes - time.time(), 0.0))
+    return min(estimates, default=None)
+
+
+def readable_seconds(seconds: float) -> str:
+    """For instance `45 s`, `3 min`, `2 h 05 min`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def readable_parameters(record: TrialRecord) -> str:
+    """All parameters on one line, numbers with three digits."""
+    return ", ".join(
+        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in record.parameters.items()
+    )
+
+
+def results_table(records: Sequence[TrialRecord], top: int) -> Table:
+    """The best trials, one a line."""
+    table = Table(box=None, padding=(0, 2), pad_edge=False, header_style="dim")
+    for name in ("trial", "validation", "epochs"):
+        table.add_column(name, justify="right")
+    table.add_column("parameters")
+    for record in rank(records)[:top]:
+        table.add_row(
+            str(record.number),
+            f"{record.value or 0:.2%}",
+            str(len(record.accuracies)),
+            readable_parameters(record),
+        )
+    return table

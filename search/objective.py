@@ -1,0 +1,165 @@
+"""One trial: its parameters in, epochs out, each reported, the best kept, the hopeless pruned."""
+
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any
+
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import Trial
+
+from data.errors import UserError
+from model.trial import Diverged, EpochResult, TrialContext
+from search.space import Space, examples
+from search.stop import Stopped, StopRequest
+from studies.checkpoints import Checkpoint, CheckpointDirectory
+from studies.config import DEFAULT_OBJECTIVE, StudyConfig
+from studies.results import BEST_EPOCH, IMAGES_PER_SECOND
+
+Objective = Callable[[Mapping[str, Any], TrialContext], Iterator[EpochResult]]
+
+LONGEST_REASON = 500  # characters
+
+logger = logging.getLogger(__name__)
+
+
+class End(Enum):
+    """How a trial ended. The four stay distinct: nothing is quietly turned into another."""
+
+    COMPLETE = auto()
+    PRUNED = auto()
+    DIVERGED = auto()
+    FAILED = auto()
+    INTERRUPTED = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    end: End
+    accuracies: tuple[float, ...]
+    """Validation accuracy after each epoch, in [0, 1]."""
+    reason: str | None = None
+    """Why it diverged or failed."""
+
+
+def load_objective(name: str) -> Objective:
+    """Import `package.module:function`; the current folder is searched last.
+
+    Raises:
+        UserError: there is no such function.
+    """
+    module, _, function = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        objective = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"trial.objective {name!r}: cannot be imported ({error})") from error
+    if not callable(objective):
+        raise UserError(f"trial.objective {name!r}: not a function")
+    found: Objective = objective
+    return found
+
+
+def check_space(config: StudyConfig, origin: str) -> None:
+    """Check the names and values in `[space]` for the default objective.
+
+    Raises:
+        UserError: a name is unknown to it, or a choice or bound impossible.
+    """
+    if config.trial.objective != DEFAULT_OBJECTIVE:
+        return
+    from model.train import parse_hyperparameters
+
+    for name, value in examples(config.space):
+        try:
+            parse_hyperparameters({name: value})
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{origin}: space.{name}: {error}") from error
+
+
+def suggest(trial: Trial, space: Space) -> dict[str, Any]:
+    """Ask for a value of every parameter; those that a trial has already stay as they are."""
+    parameters: dict[str, Any] = {}
+    for name, item in space.items():
+        if isinstance(item, CategoricalDistribution):
+            parameters[name] = trial.suggest_categorical(name, item.choices)
+        elif isinstance(item, IntDistribution):
+            parameters[name] = trial.suggest_int(name, item.low, item.high, log=item.log)
+        elif isinstance(item, FloatDistribution):
+            parameters[name] = trial.suggest_float(name, item.low, item.high, log=item.log)
+    return parameters
+
+
+def run_trial(
+    trial: Trial,
+    parameters: Mapping[str, Any],
+    objective: Objective,
+    context: TrialContext,
+    checkpoints: CheckpointDirectory,
+    stop: StopRequest,
+) -> Outcome:
+    """Train one trial and report each epoch; what becomes of the trial is for the caller to tell.
+
+    Raises:
+        Exception: of the storage. What the objective raises is an outcome, not an exception.
+    """
+    accuracies: list[float] = []
+    epochs: Iterator[EpochResult] | None = None
+    while len(accuracies) < context.epochs:
+        try:
+            with stop.interruptible():
+                epochs = epochs or objective(parameters, context)
+                result = next(epochs)
+        except Stopped:
+            return Outcome(End.INTERRUPTED, tuple(accuracies))
+        except StopIteration:
+            reason = f"the objective ended after {len(accuracies)} of {context.epochs} epochs"
+            return Outcome(End.FAILED, tuple(accuracies), reason)
+        except Diverged as error:
+            return Outcome(End.DIVERGED, tuple(accuracies), str(error)[:LONGEST_REASON])
+        except Exception as error:
+            logger.warning("trial %d raised", trial.number, exc_info=True)
+            reason = f"{type(error).__name__}: {error}"
+            return Outcome(End.FAILED, tuple(accuracies), reason[:LONGEST_REASON])
+        accuracy = result.validation_accuracy
+        if accuracy > max(accuracies, default=-1.0):
+            # Before the report, so that what is reported can be had.
+            _save(checkpoints, trial.number, result)
+            trial.set_user_attr(BEST_EPOCH, result.epoch)
+        accuracies.append(accuracy)
+        trial.set_user_attr(IMAGES_PER_SECOND, round(result.images_per_second))
+        trial.report(accuracy, step=result.epoch)
+        logger.info(
+            "trial %d: epoch %d of %d, validation accuracy %.2f%%, loss %.4f, %.0f images/s",
+            trial.number,
+            result.epoch,
+            context.epochs,
+            100 * accuracy,
+            result.training_loss,
+            result.images_per_second,
+        )
+        if len(accuracies) == context.epochs:
+            break
+        if trial.should_prune():
+            return Outcome(End.PRUNED, tuple(accuracies))
+        if stop.requested:
+            return Outcome(End.INTERRUPTED, tuple(accuracies))
+    return Outcome(End.COMPLETE, tuple(accuracies))
+
+
+def _save(checkpoints: CheckpointDirectory, number: int, result: EpochResult) -> None:
+    checkpoint = Checkpoint(result.weights, result.epoch, result.validation_accuracy)
+    try:
+        checkpoints.save(number, checkpoint)
+    except OSError as error:
+        logger.warning(
+            "trial %d: the checkpoint %s cannot be written (%s); the trial goes on without",
+            number,
+            checkpoints.file(number),
+            error.strerror,
+        )

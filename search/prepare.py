@@ -1,0 +1,84 @@
+"""What every process of a search does first: the study, and the data that it is about."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from optuna.storages import RDBStorage
+
+from data.dataset import Dataset, load_dataset
+from data.split import TrainingData, split_for_training
+from model.train import NOTEBOOK
+from search.objective import check_space
+from search.space import grid, make_space, nearest
+from studies.config import DEFAULT_OBJECTIVE, StudyConfig
+from studies.study import OpenedStudy, check_data, create_or_continue, open_study
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A study and its data, checked to belong together."""
+
+    opened: OpenedStudy
+    dataset: Dataset
+    data: TrainingData
+    is_new: bool
+
+
+def create_from_file(storage: RDBStorage, config: StudyConfig, origin: str, root: Path) -> Prepared:
+    """Create or continue the study of a study file.
+
+    Args:
+        origin: the file, named in errors.
+        root: where data sets are cached.
+
+    Raises:
+        UserError: the file, the data, or an earlier study of the name do not fit together.
+    """
+    check_space(config, origin)
+    enqueued = first_trials(config)
+    dataset = load_dataset(config.data.source, root)
+    data = split_for_training(dataset, config.data.validation_fraction, config.seed)
+    opened, is_new = create_or_continue(storage, config, dataset.digest, enqueued)
+    return Prepared(opened, dataset, data, is_new)
+
+
+def join(storage: RDBStorage, name: str, root: Path, source: str | None = None) -> Prepared:
+    """Open a study that exists already, with the settings that are stored in it.
+
+    Args:
+        source: where this machine has the data, if not where the study says.
+
+    Raises:
+        UserError: no such study, or the data here are not those of the study.
+    """
+    opened = open_study(storage, name)
+    config = opened.config
+    dataset = load_dataset(source or config.data.source, root)
+    check_data(opened, dataset.digest)
+    data = split_for_training(dataset, config.data.validation_fraction, config.seed)
+    return Prepared(opened, dataset, data, is_new=False)
+
+
+def first_trials(config: StudyConfig) -> list[Mapping[str, Any]]:
+    """What a new study tries first: the notebook's configuration, and all points of a grid."""
+    space = make_space(config.space)
+    trials: list[Mapping[str, Any]] = []
+    if config.trial.objective == DEFAULT_OBJECTIVE:
+        baseline = nearest(space, NOTEBOOK)
+        if isinstance(baseline, str):
+            logger.warning(
+                "the notebook's configuration is not tried as a baseline: its %s, %r, is not "
+                "in the search space",
+                baseline,
+                NOTEBOOK[baseline],
+            )
+        else:
+            trials.append(baseline)
+    if config.sampler.name == "grid":
+        trials += grid(space, config.sampler.grid_points, config.seed)
+    return trials

@@ -1,0 +1,230 @@
+"""A whole run: prepare the study, run the workers, export the best. And one worker by itself."""
+
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from optuna.storages import RDBStorage
+from rich.console import Console
+from rich.live import Live
+
+from data.errors import UserError
+from search.export import Exported, best_record, export_best
+from search.launch import (
+    Interruptions,
+    WorkerProcess,
+    plan_slots,
+    start_worker,
+    supervise,
+)
+from search.live import View, WorkerRow, readable_parameters, render, utc_now
+from search.objective import load_objective
+from search.prepare import Prepared, create_from_file, join
+from search.stop import StopRequest
+from search.worker import Worker, checkpoint_directory
+from studies.config import DEFAULT_OBJECTIVE, StudyConfig
+from studies.results import TrialRecord, record, summarise
+from studies.storage import masked
+from studies.study import OpenedStudy, exists, open_study
+
+logger = logging.getLogger(__name__)
+
+
+def run_study(
+    config: StudyConfig,
+    origin: str,
+    storage: RDBStorage,
+    url: str,
+    root: Path,
+    workers: int | None,
+    workers_per_gpu: int,
+) -> int:
+    """Run `hpsearch run`.
+
+    Args:
+        origin: the study file as it was named, for messages.
+        url: of the storage, for the workers' environment.
+        root: where data sets, checkpoints and logs go.
+
+    Returns:
+        The exit code: 0, 1 if workers died or nothing was found, 128 + signal if interrupted.
+    """
+    console = Console(soft_wrap=True)
+    load_objective(config.trial.objective)
+    interruptions = Interruptions()
+    prepared = create_from_file(storage, config, origin, root)
+    opened = prepared.opened
+    _announce(console, prepared, url)
+    interruptions.install()
+    slots = plan_slots(workers, workers_per_gpu)
+    on_terminal = console.is_terminal
+    logs = opened.directory(root) / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    arguments = [config.name, "--directory", str(root), "--data", config.data.source]
+    if config.trial.objective != DEFAULT_OBJECTIVE:
+        arguments += ["--allow-objective", config.trial.objective]
+    # The URL may hold a password: it goes by the environment, which only the user can read.
+    environment = {"HPSEARCH_STORAGE": url}
+    run_started = time.time()
+    processes = [
+        start_worker(
+            slot,
+            arguments,
+            environment,
+            logs / f"worker-{slot.index}.log" if on_terminal else None,
+        )
+        for slot in slots
+    ]
+
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+
+        def refresh(current: Sequence[WorkerProcess], interrupted: int) -> None:
+            if on_terminal:
+                view = _view(opened, url, current, run_started, interrupted)
+                live.update(render(view), refresh=True)
+
+        troubles = supervise(processes, opened.study, storage, interruptions, refresh)
+    return _finish(console, prepared, origin, root, troubles, interruptions)
+
+
+def _announce(console: Console, prepared: Prepared, url: str) -> None:
+    opened = prepared.opened
+    name = opened.config.name
+    if prepared.is_new:
+        console.print(f"study {name!r} created in {masked(url)}", highlight=False)
+    else:
+        finished = summarise(_records(opened)).finished
+        console.print(
+            f"study {name!r} continues in {masked(url)}: {finished} trials finished so far",
+            highlight=False,
+        )
+
+
+def _records(opened: OpenedStudy) -> list[TrialRecord]:
+    return [record(trial) for trial in opened.study.get_trials(deepcopy=False)]
+
+
+def _view(
+    opened: OpenedStudy,
+    url: str,
+    processes: Sequence[WorkerProcess],
+    run_started: float,
+    interruptions: int,
+) -> View:
+    records = _records(opened)
+    running = {item.worker: item for item in records if item.state == "running"}
+    rows = [
+        WorkerRow(item.slot, running.get(item.name), item.process.returncode is not None)
+        for item in processes
+    ]
+    return View(opened.config, masked(url), records, rows, utc_now(), run_started, interruptions)
+
+
+def _finish(
+    console: Console,
+    prepared: Prepared,
+    origin: str,
+    root: Path,
+    troubles: Sequence[str],
+    interruptions: Interruptions,
+) -> int:
+    opened = prepared.opened
+    summary = summarise(_records(opened))
+    console.print(
+        f"{summary.finished} trials finished ({summary.complete} complete, {summary.pruned} "
+        f"pruned, {summary.diverged} diverged), {summary.failed} failed",
+        highlight=False,
+    )
+    for trouble in troubles:
+        console.print(trouble, style="red", highlight=False, markup=False)
+    if interruptions.received:
+        console.print(
+            f"stopped; to continue: hpsearch run {origin} (with the options of this run)",
+            highlight=False,
+        )
+        return interruptions.exit_code
+    if summary.best is None:
+        console.print("no trial is complete, so there is no model to export")
+        return 1
+    output = opened.directory(root) / "best"
+    exported = export_best(prepared, root, output, torch.device("cpu"))
+    console.print(describe(exported), highlight=False, markup=False)
+    return 1 if troubles else 0
+
+
+def describe(exported: Exported) -> str:
+    """The best trial, and where it lies, in a few lines."""
+    best = exported.best
+    accuracies = f"validation accuracy {best.value or 0:.2%}"
+    if exported.test_accuracy is not None:
+        accuracies += f", test accuracy {exported.test_accuracy:.2%}"
+    lines = [f"best: trial {best.number}, {accuracies}", f"  {readable_parameters(best)}"]
+    if exported.baseline:
+        value = exported.baseline.value or 0
+        lines.append(f"  the notebook's configuration (trial 0): validation accuracy {value:.2%}")
+    lines.append(f"model: {exported.output}")
+    if exported.test_accuracy is not None:
+        lines.append(f"  to use it: hpsearch predict {exported.output} IMAGE...")
+    return "\n".join(lines)
+
+
+def run_worker(
+    config: StudyConfig | None,
+    study: str,
+    storage: RDBStorage,
+    root: Path,
+    source: str | None,
+    allowed_objective: str | None,
+) -> int:
+    """Run `hpsearch worker`.
+
+    Args:
+        config: of the study file, if STUDY was one: its study is created if there is none.
+        study: as it was named on the command line.
+        source: where this machine has the data, if not where the study says.
+        allowed_objective: what may be imported beside the default.
+
+    Returns:
+        The exit code: 0, or 128 + signal if asked to stop.
+    """
+    stop = StopRequest()
+    stop.install()
+    name = config.name if config else study
+    if config and not exists(storage, name):
+        prepared = create_from_file(storage, config, study, root)
+    else:
+        prepared = join(storage, name, root, source)
+    settings = prepared.opened.config
+    objective_name = settings.trial.objective
+    allowed = {DEFAULT_OBJECTIVE, allowed_objective, config.trial.objective if config else None}
+    if objective_name not in allowed:
+        raise UserError(
+            f"study {name!r} wants to run {objective_name!r}; if you trust it, start this worker "
+            f"with --allow-objective {objective_name}"
+        )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    minutes = settings.budget.minutes
+    logger.info("joined study %s on %s", name, device)
+    Worker(
+        opened=prepared.opened,
+        storage=storage,
+        objective=load_objective(objective_name),
+        data=prepared.data.to(device),
+        device=device,
+        checkpoints=checkpoint_directory(prepared.opened, root),
+        stop=stop,
+        deadline=None if minutes is None else time.time() + 60 * minutes,
+    ).work()
+    return stop.exit_code
+
+
+def export_study(
+    storage: RDBStorage, name: str, root: Path, output: Path, source: str | None
+) -> Exported:
+    """Run `hpsearch export`; see `export_best`."""
+    best_record(open_study(storage, name))  # Says so before the data are read if there is none.
+    prepared = join(storage, name, root, source)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return export_best(prepared, root, output, device)

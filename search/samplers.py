@@ -1,0 +1,56 @@
+"""Samplers and pruners by the names that a study file uses."""
+
+import hashlib
+import warnings
+
+from optuna.exceptions import ExperimentalWarning
+from optuna.pruners import (
+    BasePruner,
+    HyperbandPruner,
+    MedianPruner,
+    NopPruner,
+    SuccessiveHalvingPruner,
+)
+from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
+
+from studies.config import PrunerSettings, SamplerSettings
+
+
+def make_sampler(settings: SamplerSettings, seed: int) -> BaseSampler:
+    """The sampler that suggests parameters.
+
+    A grid's points are enqueued when the study is created, so that its sampler has nothing to do.
+
+    Args:
+        seed: of this process: with the same seed, two workers would suggest the same.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        if settings.name == "gp":
+            return GPSampler(
+                seed=seed,
+                n_startup_trials=settings.startup_trials,
+                warn_independent_sampling=False,
+            )
+        if settings.name == "tpe":
+            return TPESampler(seed=seed, n_startup_trials=settings.startup_trials)
+        return RandomSampler(seed=seed)
+
+
+def make_pruner(settings: PrunerSettings, epochs: int) -> BasePruner:
+    """The pruner that stops hopeless trials; a step is an epoch."""
+    if settings.name == "median":
+        return MedianPruner(settings.startup_trials, settings.warmup_epochs)
+    if settings.name == "asha":
+        return SuccessiveHalvingPruner(min_resource=1, reduction_factor=settings.reduction_factor)
+    if settings.name == "hyperband":
+        return HyperbandPruner(
+            min_resource=1, max_resource=epochs, reduction_factor=settings.reduction_factor
+        )
+    return NopPruner()
+
+
+def derived_seed(*parts: object) -> int:
+    """A seed of 32 bits that depends on all parts, and is the same on every machine."""
+    text = "/".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")

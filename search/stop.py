@@ -1,0 +1,62 @@
+"""Stopping a worker from outside, at a moment when nothing is lost."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+GRACE_SECONDS = 10
+"""A running epoch that ends within this time is finished, else abandoned."""
+
+EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+
+
+class Stopped(BaseException):
+    """Raised in the middle of an epoch that is not to be finished."""
+
+
+class StopRequest:
+    """Whether SIGINT (Ctrl-C) or SIGTERM has asked this process to stop.
+
+    The first signal lets the running epoch end within `GRACE_SECONDS`; after that, or at a second
+    signal, `Stopped` is raised, but only inside `interruptible()`: never while the storage is
+    being written.
+    """
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        self._now = False
+        self._interruptible = False
+
+    def install(self) -> None:
+        """Handle the signals of this process; to be called in its main thread."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
+            signal.signal(number, self._handle)
+
+    @property
+    def requested(self) -> bool:
+        return self.signal is not None
+
+    @property
+    def exit_code(self) -> int:
+        return EXIT_CODES[self.signal] if self.signal is not None else 0
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        if self.signal is None:
+            self.signal = signal.Signals(number)
+            signal.alarm(GRACE_SECONDS)
+            return
+        self._now = True
+        if self._interruptible:
+            raise Stopped
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Code in which `Stopped` may be raised at any point."""
+        self._interruptible = True
+        try:
+            if self._now:
+                raise Stopped
+            yield
+        finally:
+            self._interruptible = False

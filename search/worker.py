@@ -1,0 +1,162 @@
+"""One worker: claim a trial, run it, tell the study, until the budget is spent."""
+
+import logging
+import os
+import socket
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+import torch
+from optuna.storages import RDBStorage, fail_stale_trials
+from optuna.trial import Trial, TrialState
+
+from data.split import TrainingData
+from model.trial import TrialContext
+from search.budget import Turn, check_failures, claim, hand_back
+from search.objective import End, Objective, Outcome, run_trial, suggest
+from search.samplers import derived_seed, make_pruner, make_sampler
+from search.space import make_space
+from search.stop import StopRequest
+from studies.checkpoints import CheckpointDirectory, superfluous
+from studies.results import DIVERGED, ERROR, SEED, WORKER, record
+from studies.storage import HEARTBEAT_SECONDS
+from studies.study import OpenedStudy
+
+POLL_SECONDS = 1.0
+"""Between looks at the study while all trials are taken."""
+
+logger = logging.getLogger(__name__)
+
+
+def worker_name(process_id: int) -> str:
+    """How a worker is called in the study, from whatever machine."""
+    return f"{socket.gethostname()}-{process_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """All that a worker needs; its methods are the steps of its loop."""
+
+    opened: OpenedStudy
+    storage: RDBStorage
+    objective: Objective
+    data: TrainingData
+    """On `device`."""
+    device: torch.device
+    checkpoints: CheckpointDirectory
+    stop: StopRequest
+    deadline: float | None
+    """On the clock `time.time`: no trial is started after it."""
+
+    def work(self) -> None:
+        """Run trials until the budget is spent or the worker is asked to stop.
+
+        Raises:
+            UserError: trial after trial fails.
+        """
+        config, study = self.opened.config, self.opened.study
+        seed = derived_seed(config.seed, socket.gethostname(), os.getpid(), time.time_ns())
+        study.sampler = make_sampler(config.sampler, seed)
+        study.pruner = make_pruner(config.pruner, config.trial.epochs)
+        may_create = config.sampler.name != "grid"
+        while not self.stop.requested:
+            if self.deadline is not None and time.time() >= self.deadline:
+                logger.info("the time is up")
+                return
+            with _expected_warnings():
+                fail_stale_trials(study)
+                check_failures(study.get_trials(deepcopy=False))
+                claimed = claim(study, self.storage, config.budget.trials, may_create)
+            if isinstance(claimed, Trial):
+                self._run(claimed)
+            elif claimed is Turn.WAIT:
+                time.sleep(POLL_SECONDS)
+            else:
+                return
+
+    def _run(self, trial: Trial) -> None:
+        config = self.opened.config
+        with beating_heart(self.storage, trial._trial_id):
+            seed = derived_seed(config.seed, trial.number)
+            trial.set_user_attr(WORKER, worker_name(os.getpid()))
+            trial.set_user_attr(SEED, seed)
+            parameters = suggest(trial, make_space(config.space))
+            logger.info("trial %d: %s", trial.number, parameters)
+            context = TrialContext(
+                self.data, self.device, config.trial.epochs, seed, config.trial.precision
+            )
+            outcome = run_trial(
+                trial, parameters, self.objective, context, self.checkpoints, self.stop
+            )
+            try:
+                self._tell(trial, outcome)
+            except optuna.exceptions.UpdateFinishedTrialError:
+                logger.warning("trial %d was ended by another process", trial.number)
+        records = [record(item) for item in self.opened.study.get_trials(deepcopy=False)]
+        present = self.checkpoints.trial_numbers()
+        self.checkpoints.remove(superfluous(present, records, config.checkpoints.keep))
+
+    def _tell(self, trial: Trial, outcome: Outcome) -> None:
+        study, number = self.opened.study, trial.number
+        best = max(outcome.accuracies, default=0.0)
+        epochs = len(outcome.accuracies)
+        if outcome.end is End.COMPLETE:
+            study.tell(trial, best)
+            logger.info("trial %d: complete, best validation accuracy %.2f%%", number, 100 * best)
+        elif outcome.end is End.PRUNED:
+            study.tell(trial, state=TrialState.PRUNED)
+            logger.info("trial %d: pruned after epoch %d at %.2f%%", number, epochs, 100 * best)
+        elif outcome.end is End.DIVERGED:
+            # In Optuna's terms pruned: it was stopped early and the search can learn from it.
+            trial.set_user_attr(DIVERGED, outcome.reason)
+            study.tell(trial, state=TrialState.PRUNED)
+            logger.info("trial %d: diverged: %s", number, outcome.reason)
+        elif outcome.end is End.FAILED:
+            trial.set_user_attr(ERROR, outcome.reason)
+            study.tell(trial, state=TrialState.FAIL)
+            logger.error("trial %d: failed: %s", number, outcome.reason)
+        else:
+            hand_back(self.storage, trial._trial_id)
+            logger.info("trial %d: interrupted after epoch %d, handed back", number, epochs)
+
+
+@contextmanager
+def _expected_warnings() -> Iterator[None]:
+    """Optuna warns of ask and tell with heartbeats, which here beat by themselves."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Heartbeat of storage")
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield
+
+
+@contextmanager
+def beating_heart(storage: RDBStorage, trial_id: int) -> Iterator[None]:
+    """Record a heartbeat of the trial from now on, so that others know that it is alive."""
+    storage.record_heartbeat(trial_id)
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(HEARTBEAT_SECONDS):
+            try:
+                storage.record_heartbeat(trial_id)
+            except Exception:
+                logger.warning("a heartbeat could not be recorded", exc_info=True)
+
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def checkpoint_directory(opened: OpenedStudy, root: Path) -> CheckpointDirectory:
+    """Where the study's checkpoints are, below the root that all its workers share."""
+    return CheckpointDirectory(opened.directory(root) / "checkpoints")

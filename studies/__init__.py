@@ -1,0 +1,1 @@
+"""Everything of a study that outlasts a process: its file, its storage, checkpoints, results."""

@@ -1,0 +1,97 @@
+"""The weights of trials on disk: written whole, and kept only while they can still win."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors
+from safetensors.torch import save
+from torch import Tensor
+
+from data.errors import UserError
+from data.files import write_whole
+from studies.results import TrialRecord, rank
+
+_NAME = re.compile(r"trial-(\d+)\.safetensors")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The weights of a trial's best epoch."""
+
+    weights: Mapping[str, Tensor]
+    epoch: int
+    validation_accuracy: float
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointDirectory:
+    """The checkpoints of one study; all its workers reach this directory."""
+
+    path: Path
+
+    def file(self, trial_number: int) -> Path:
+        return self.path / f"trial-{trial_number:05d}.safetensors"
+
+    def save(self, trial_number: int, checkpoint: Checkpoint) -> None:
+        """Write a trial's checkpoint in place of its earlier one.
+
+        Raises:
+            OSError: it cannot be written; the earlier one is still there.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        # Contiguous for safetensors, which stores no memory format.
+        weights = {name: tensor.contiguous().cpu() for name, tensor in checkpoint.weights.items()}
+        metadata = {
+            "trial": str(trial_number),
+            "epoch": str(checkpoint.epoch),
+            "validation_accuracy": repr(checkpoint.validation_accuracy),
+        }
+        write_whole(self.file(trial_number), save(weights, metadata))
+
+    def load(self, trial_number: int) -> Checkpoint:
+        """Read a trial's checkpoint.
+
+        Raises:
+            UserError: there is none, or it is damaged.
+        """
+        path = self.file(trial_number)
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                metadata = file.metadata()
+                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if metadata["trial"] != str(trial_number):
+                raise ValueError(f"it is of trial {metadata['trial']}")
+            return Checkpoint(
+                weights, int(metadata["epoch"]), float(metadata["validation_accuracy"])
+            )
+        except FileNotFoundError:
+            raise UserError(
+                f"{path}: no checkpoint of trial {trial_number} here; "
+                "run this where the workers wrote it, with the same --directory"
+            ) from None
+        except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+            raise UserError(f"{path}: a damaged checkpoint ({error})") from error
+
+    def trial_numbers(self) -> set[int]:
+        """The trials that have a checkpoint."""
+        if not self.path.is_dir():
+            return set()
+        matches = (_NAME.fullmatch(file.name) for file in self.path.iterdir())
+        return {int(match[1]) for match in matches if match}
+
+    def remove(self, trial_numbers: Iterable[int]) -> None:
+        for number in trial_numbers:
+            # Another worker may have been faster.
+            self.file(number).unlink(missing_ok=True)
+
+
+def superfluous(present: set[int], records: Sequence[TrialRecord], keep: int) -> set[int]:
+    """Which checkpoints can go: of trials that have ended, all but the best `keep`.
+
+    A trial that is not in `records` has begun since they were read: its checkpoint stays.
+    """
+    best = {record.number for record in rank(records)[:keep]}
+    ended = {record.number for record in records if record.state not in ("running", "waiting")}
+    return present & ended - best

@@ -1,0 +1,282 @@
+"""The study file: TOML in, frozen and validated settings out."""
+
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+
+from data.errors import UserError
+
+DEFAULT_OBJECTIVE = "model.train:train"
+SHIPPED_DIRECTORY = Path(__file__).parent
+SHIPPED = ("quickstart", "cifar10")
+
+Scalar = str | int | float | bool
+
+
+class Section(BaseModel):
+    """A table of the study file. Unknown keys and wrong types are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Range(Section):
+    """A parameter between two bounds, both included; whole numbers if both bounds are."""
+
+    low: int | float
+    high: int | float
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(f"low ({self.low}) must be below high ({self.high})")
+        if self.log and self.low <= 0:
+            raise ValueError(f"low ({self.low}) must be above 0 when log = true")
+        return self
+
+
+def _as_choices(value: object) -> object:
+    """One value or a list becomes a tuple of choices; a table stays as it is."""
+    if isinstance(value, list | tuple):
+        if not value:
+            raise ValueError("an empty list: give at least one choice")
+        if not all(isinstance(choice, str | int | float | bool) for choice in value):
+            raise ValueError("choices must be text, numbers or true/false")
+        if len({(type(choice), choice) for choice in value}) < len(value):
+            raise ValueError("the same choice stands there twice")
+        return tuple(value)
+    if isinstance(value, str | int | float | bool):
+        return (value,)
+    if isinstance(value, Range):
+        return value
+    if not isinstance(value, dict):
+        raise ValueError("give a value, a list of choices, or { low = …, high = … }")
+    return Range.model_validate(value)
+
+
+Parameter = Annotated[Range | tuple[Scalar, ...], BeforeValidator(_as_choices)]
+
+
+class DataSettings(Section):
+    source: str = "cifar10-mini"
+    """`cifar10-mini`, `cifar10`, or the path of a folder."""
+    validation_fraction: float = Field(default=0.1, gt=0, lt=1)
+    """Of each class's training images."""
+
+
+class TrialSettings(Section):
+    objective: str = Field(
+        default=DEFAULT_OBJECTIVE, pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
+    )
+    """`package.module:function`; see `model/trial.py`."""
+    epochs: int = Field(default=10, ge=1)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+
+class SamplerSettings(Section):
+    name: Literal["gp", "tpe", "random", "grid"] = "gp"
+    startup_trials: int = Field(default=10, ge=1)
+    """Random ones before the first suggestion from a model (gp, tpe)."""
+    grid_points: int = Field(default=3, ge=2)
+    """How many values of a range are tried (grid)."""
+
+
+class PrunerSettings(Section):
+    name: Literal["median", "asha", "hyperband", "none"] = "median"
+    startup_trials: int = Field(default=5, ge=0)
+    """Complete ones before the first trial is pruned (median)."""
+    warmup_epochs: int = Field(default=2, ge=0)
+    """In which no trial is pruned (median)."""
+    reduction_factor: int = Field(default=3, ge=2)
+    """One trial in so many goes on at each rung (asha, hyperband)."""
+
+
+class Budget(Section):
+    trials: int | None = Field(default=None, ge=1)
+    """Complete and pruned ones, over all runs of the study."""
+    minutes: float | None = Field(default=None, gt=0)
+    """Wall-clock, of one run; trials that are running then are finished."""
+
+
+class CheckpointSettings(Section):
+    keep: int = Field(default=5, ge=1)
+    """How many of the best trials keep their weights."""
+
+
+StudyName = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
+]
+
+
+class StudyConfig(Section):
+    """A whole study file."""
+
+    name: StudyName
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    data: DataSettings = DataSettings()
+    trial: TrialSettings = TrialSettings()
+    space: dict[str, Parameter] = Field(min_length=1)
+    sampler: SamplerSettings = SamplerSettings()
+    pruner: PrunerSettings = PrunerSettings()
+    budget: Budget = Budget()
+    checkpoints: CheckpointSettings = CheckpointSettings()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.budget == Budget():
+            raise ValueError("budget: give trials, minutes, or both")
+        return self
+
+
+def is_study_file(study: str) -> bool:
+    """Whether a STUDY argument means a file (a path, or one that ships) rather than a name."""
+    return study in SHIPPED or study.endswith(".toml") or "/" in study
+
+
+def load_study_file(study: str, overrides: Mapping[str, Any] | None = None) -> StudyConfig:
+    """Read a study file.
+
+    Args:
+        study: `quickstart` or `cifar10`, which ship, or the path of a TOML file.
+        overrides: dotted key (`budget.trials`) to value, in place of what the file says.
+
+    Raises:
+        UserError: the file is missing, not TOML, or says something impossible.
+    """
+    path = SHIPPED_DIRECTORY / f"{study}.toml" if study in SHIPPED else Path(study)
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        shipped = " and ".join(SHIPPED)
+        reason = error.strerror if isinstance(error, OSError) else "not text in UTF-8"
+        raise UserError(
+            f"study file {study!r}: {reason}; {shipped} ship with hpsearch, "
+            "and hpsearch init writes one to start from"
+        ) from error
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{study}: not TOML: {error}") from error
+    for key, value in (overrides or {}).items():
+        _set(content, key, value)
+    return parse_study(content, study)
+
+
+def parse_study(content: Mapping[str, Any], origin: str) -> StudyConfig:
+    """Validate the content of a study file; `origin` is named in errors.
+
+    Raises:
+        UserError: in one line, the first key that is wrong and why.
+    """
+    try:
+        return StudyConfig.model_validate(dict(content))
+    except ValidationError as error:
+        raise UserError(f"{origin}: {_first_error(error)}") from error
+
+
+def _first_error(error: ValidationError) -> str:
+    errors = error.errors()
+    first = errors[0]
+    # A parameter is a union; the name of the member that failed means nothing to the user.
+    location = [str(part) for part in first["loc"] if not re.match(r"Range|tuple\[", str(part))]
+    key = ".".join(location)
+    message = str(first["msg"]).removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        message = "unknown key; known here are " + ", ".join(_known_keys(location[:-1]))
+    elif first["type"] == "missing":
+        message = "missing"
+    elif "input" in first and not isinstance(first["input"], dict) and "must" not in message:
+        message = f"{message}, but is {first['input']!r}"
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    return f"{key}: {message}{more}" if key else f"{message}{more}"
+
+
+def _known_keys(location: list[str]) -> Iterator[str]:
+    section: type[BaseModel] = StudyConfig
+    for part in location:
+        if part in section.model_fields:
+            annotation = section.model_fields[part].annotation
+            section = (
+                annotation
+                if isinstance(annotation, type) and issubclass(annotation, BaseModel)
+                else Range
+            )
+    return iter(section.model_fields)
+
+
+def parse_assignment(assignment: str) -> tuple[str, Any]:
+    """Read `key=value`, the value as in TOML (text needs no quotes).
+
+    Raises:
+        UserError: there is no `=`.
+    """
+    key, equals, value = assignment.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"{assignment!r}: write key=value, for example trial.epochs=5")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value.strip()
+
+
+def _set(content: dict[str, Any], dotted_key: str, value: object) -> None:
+    *sections, key = dotted_key.split(".")
+    for section in sections:
+        content = content.setdefault(section, {})
+        if not isinstance(content, dict):
+            raise UserError(f"{dotted_key}: {section} is not a table")
+    content[key] = value
+
+
+def differences(stored: StudyConfig, given: StudyConfig) -> list[str]:
+    """What two study files say differently, a line each, budget and checkpoints aside.
+
+    Those two may change from run to run; all else decides what a trial's accuracy means.
+    """
+    before, after = _flat(stored), _flat(given)
+    return [
+        f"{key}: the study has {before.get(key, 'nothing')}, given is {after.get(key, 'nothing')}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    ]
+
+
+def _flat(config: StudyConfig) -> dict[str, object]:
+    def walk(prefix: str, value: object) -> Iterator[tuple[str, object]]:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                yield from walk(f"{prefix}.{key}" if prefix else key, inner)
+        else:
+            yield prefix, value
+
+    return dict(walk("", config.model_dump(mode="json", exclude={"budget", "checkpoints"})))
+
+
+def write_template(path: Path) -> None:
+    """Write a study file with every setting explained, its study named after the file.
+
+    Raises:
+        UserError: the file exists, cannot be written, or its name cannot name a study.
+    """
+    name = path.stem
+    template = (SHIPPED_DIRECTORY / "template.toml").read_text().replace("NAME", name)
+    if path.suffix != ".toml":
+        raise UserError(f"{path}: a study file ends in .toml")
+    parse_study(tomllib.loads(template), str(path))
+    try:
+        with path.open("x") as file:
+            file.write(template)
+    except FileExistsError:
+        raise UserError(f"{path}: exists already; give another name or remove it") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from error

@@ -1,0 +1,127 @@
+"""Writing the folder in which a model leaves the study: whole, or not at all."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from data.errors import UserError
+
+FILES = {"model.safetensors", "trial.json", "README.md"}
+
+
+def check_output(output: Path) -> None:
+    """Refuse to replace anything but an earlier export.
+
+    Raises:
+        UserError: `output` exists and holds something else.
+    """
+    if output.is_dir() and {file.name for file in output.iterdir()} <= FILES:
+        return
+    if output.exists() or output.is_symlink():
+        raise UserError(f"{output}: exists and is not an exported model; give another --output")
+
+
+def write_export(output: Path, weights: Mapping[str, Tensor], description: dict[str, Any]) -> None:
+    """Write `model.safetensors`, `trial.json` and `README.md` to the folder `output`.
+
+    An earlier export there is replaced.
+
+    Raises:
+        UserError: `output` holds something else, or cannot be written.
+    """
+    check_output(output)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}-"))
+    except OSError as error:
+        raise UserError(f"{output}: cannot be written ({error.strerror})") from error
+    try:
+        contiguous = {name: tensor.contiguous() for name, tensor in weights.items()}
+        save_file(contiguous, temporary / "model.safetensors", metadata={"format": "pt"})
+        (temporary / "trial.json").write_text(json.dumps(description, indent=2) + "\n")
+        (temporary / "README.md").write_text(readme(description, output.name))
+        temporary.chmod(0o755)
+        for file in temporary.iterdir():
+            _sync(file)
+        _replace(output, temporary)
+    except OSError as error:
+        raise UserError(f"{output}: cannot be written ({error.strerror})") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sync(file: Path) -> None:
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _replace(output: Path, temporary: Path) -> None:
+    """Put the new folder in the old one's place; a folder cannot be renamed over another."""
+    if not output.exists():
+        temporary.rename(output)
+        return
+    old = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}-old-"))
+    output.rename(old / "export")
+    temporary.rename(output)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def readme(description: Mapping[str, Any], name: str) -> str:
+    """The text that says to a person what is in the folder and how to use it."""
+    test = description["test_accuracy"]
+    accuracies = description["validation_accuracy_per_epoch"]
+    data = description["data"]
+    lines = [
+        f"# {description['study']}, trial {description['trial']}",
+        "",
+        f"An image classifier for {len(data['classes'])} classes "
+        f"({', '.join(data['classes'])}), found by hpsearch on `{data['source']}`.",
+        "",
+        "| | accuracy |",
+        "|---|---|",
+        f"| validation, epoch {description['best_epoch']} of {len(accuracies)} "
+        f"| {description['validation_accuracy']:.2%} |",
+    ]
+    if test is not None:
+        lines.append(f"| test (never seen by the search) | {test:.2%} |")
+    lines += ["", "## Parameters", "", "| | |", "|---|---|"]
+    lines += [f"| {key} | {value} |" for key, value in description["parameters"].items()]
+    lines += ["", "Validation accuracy after each epoch: "]
+    lines[-1] += ", ".join(f"{accuracy:.2%}" for accuracy in accuracies) + "."
+    if test is not None:
+        lines += [
+            "",
+            "## Use",
+            "",
+            "With hpsearch installed (in its folder: `pip install -e .`), beside this folder:",
+            "",
+            "```python",
+            "from model.exported import load",
+            "",
+            f'classifier = load("{name}")',
+            'for prediction in classifier.predict(["photo.jpg"]):',
+            '    print(f"{prediction.label} {prediction.probability:.1%}")',
+            "```",
+            "",
+            f"or on the command line: `hpsearch predict {name} photo.jpg`.",
+        ]
+    lines += [
+        "",
+        "## Files",
+        "",
+        "- `model.safetensors`: the weights, with the names of the PyTorch modules.",
+        "- `trial.json`: parameters, seed, accuracies, data set with its digest and "
+        "normalisation, versions.",
+        "",
+    ]
+    return "\n".join(lines)

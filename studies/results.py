@@ -1,0 +1,123 @@
+"""What a study has found so far, as plain data."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState
+
+# Attributes of a trial, written by its worker.
+WORKER = "worker"
+SEED = "seed"
+IMAGES_PER_SECOND = "images_per_second"
+BEST_EPOCH = "best_epoch"
+DIVERGED = "diverged"
+ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class TrialRecord:
+    """One trial."""
+
+    number: int
+    state: str
+    """`complete`, `pruned`, `diverged`, `failed`, `running` or `waiting`."""
+    parameters: dict[str, Any]
+    accuracies: tuple[float, ...]
+    """Validation accuracy after each epoch, in [0, 1]."""
+    value: float | None
+    """The best of them, or None before the first."""
+    worker: str | None
+    images_per_second: float | None
+    reason: str | None
+    """Why it failed or diverged."""
+    started: datetime | None
+    """UTC, without a time zone."""
+    seconds: float | None
+    """From start to end, or None while it runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A study's state in numbers."""
+
+    complete: int
+    pruned: int
+    diverged: int
+    failed: int
+    running: int
+    waiting: int
+    best: TrialRecord | None
+
+    @property
+    def finished(self) -> int:
+        """What counts towards the budget: trials that ended as they should."""
+        return self.complete + self.pruned + self.diverged
+
+
+def record(trial: FrozenTrial) -> TrialRecord:
+    """A trial as plain data."""
+    accuracies = tuple(
+        trial.intermediate_values[step] for step in sorted(trial.intermediate_values)
+    )
+    attributes = trial.user_attrs
+    seconds = trial.duration.total_seconds() if trial.duration else None
+    return TrialRecord(
+        number=trial.number,
+        state=_state(trial),
+        parameters=dict(trial.params),
+        accuracies=accuracies,
+        value=max(accuracies, default=None),
+        worker=attributes.get(WORKER),
+        images_per_second=attributes.get(IMAGES_PER_SECOND),
+        reason=attributes.get(ERROR) or attributes.get(DIVERGED),
+        started=trial.datetime_start,
+        seconds=seconds,
+    )
+
+
+def _state(trial: FrozenTrial) -> str:
+    if trial.state == TrialState.PRUNED and DIVERGED in trial.user_attrs:
+        return "diverged"
+    return {
+        TrialState.COMPLETE: "complete",
+        TrialState.PRUNED: "pruned",
+        TrialState.FAIL: "failed",
+        TrialState.RUNNING: "running",
+        TrialState.WAITING: "waiting",
+    }[trial.state]
+
+
+def summarise(records: Sequence[TrialRecord]) -> Summary:
+    """Count the trials and find the best."""
+    states = [record.state for record in records]
+    ranked = rank(records)
+    return Summary(
+        complete=states.count("complete"),
+        pruned=states.count("pruned"),
+        diverged=states.count("diverged"),
+        failed=states.count("failed"),
+        running=states.count("running"),
+        waiting=states.count("waiting"),
+        best=ranked[0] if ranked else None,
+    )
+
+
+def rank(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """The complete trials, best first; of equals the earlier."""
+    complete = [record for record in records if record.state == "complete"]
+    return sorted(complete, key=lambda record: (-(record.value or 0.0), record.number))
+
+
+def as_json(summary: Summary, top: Sequence[TrialRecord]) -> dict[str, Any]:
+    """A form for `json.dumps`; see the dataclasses for the meaning of each key."""
+
+    def trial(record: TrialRecord) -> dict[str, Any]:
+        started = record.started.isoformat() + "Z" if record.started else None
+        return {**asdict(record), "started": started}
+
+    counts = asdict(summary)
+    counts["finished"] = summary.finished
+    counts["best"] = trial(summary.best) if summary.best else None
+    return {**counts, "top": [trial(record) for record in top]}

@@ -1,0 +1,155 @@
+"""Opening the database that a study lives in."""
+
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import optuna
+import sqlalchemy
+from optuna.storages import RDBStorage
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+
+from data.errors import UserError
+
+DEFAULT_URL = "sqlite:///hpsearch.db"
+
+HEARTBEAT_SECONDS = 10
+STALE_SECONDS = 60
+"""Without a heartbeat for so long, a running trial counts as dead."""
+
+SQLITE_BUSY_SECONDS = 60
+CONNECT_SECONDS = 10
+OPEN_ATTEMPTS = 5
+"""Processes that open a new database at once may collide while they create its tables."""
+
+
+def open_storage(url: str, create: bool = False) -> RDBStorage:
+    """Open a database, with its tables created where there are none.
+
+    Args:
+        url: an SQLAlchemy URL; `postgresql://` means the psycopg driver.
+        create: whether an SQLite file is created if it is missing.
+
+    Raises:
+        UserError: the URL is malformed, its driver is not installed, or it cannot be reached.
+    """
+    parsed = parse_url(url)
+    if parsed.get_backend_name() == "sqlite" and not create:
+        file = Path(str(parsed.database))
+        if not file.exists():
+            raise UserError(f"storage {masked(url)}: no such file yet; hpsearch run makes it")
+    for attempt in range(1, OPEN_ATTEMPTS + 1):
+        try:
+            return _open(parsed)
+        except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+            reason = _reason(error)
+            if attempt == OPEN_ATTEMPTS or not _is_creation_race(reason):
+                raise UserError(f"storage {masked(url)}: cannot be opened: {reason}") from error
+            time.sleep(0.2 * attempt)
+        except ImportError as error:
+            raise UserError(
+                f"storage {masked(url)}: the driver for {parsed.drivername} is not installed; "
+                "for PostgreSQL: pip install 'hpsearch[postgres]'"
+            ) from error
+    raise AssertionError("unreachable")
+
+
+def parse_url(url: str) -> URL:
+    """Check a storage URL without connecting.
+
+    Raises:
+        UserError: it is not an SQLAlchemy URL, or a database that processes cannot share.
+    """
+    try:
+        parsed = sqlalchemy.make_url(url)
+        if parsed.drivername == "postgresql":
+            parsed = parsed.set(drivername="postgresql+psycopg")
+        parsed.get_dialect()
+    except (ArgumentError, NoSuchModuleError) as error:
+        raise UserError(
+            "storage: not a database URL; write for example sqlite:///hpsearch.db or "
+            "postgresql+psycopg://user@host/database"
+        ) from error
+    except ImportError:
+        return parsed  # The driver is missing, which is said when it is opened.
+    if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
+        raise UserError("storage: an SQLite database in memory is not shared; name a file")
+    return parsed
+
+
+def masked(url: str) -> str:
+    """The URL as it may be shown: without its password."""
+    try:
+        parsed = sqlalchemy.make_url(url)
+    except ArgumentError:
+        return "(not a URL)"
+    secret = [key for key in parsed.query if "pass" in key.lower()]
+    return parsed.difference_update_query(secret).render_as_string(hide_password=True)
+
+
+def _open(url: URL) -> RDBStorage:
+    sqlite = url.get_backend_name() == "sqlite"
+    arguments: dict[str, Any] = {"pool_pre_ping": True}
+    if sqlite:
+        arguments["connect_args"] = {"timeout": SQLITE_BUSY_SECONDS}
+    elif url.get_backend_name() == "postgresql":
+        arguments["connect_args"] = {"connect_timeout": CONNECT_SECONDS}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        storage = RDBStorage(
+            url.render_as_string(hide_password=False),
+            engine_kwargs=arguments,
+            heartbeat_interval=HEARTBEAT_SECONDS,
+            grace_period=STALE_SECONDS,
+        )
+    if sqlite:
+        _configure_sqlite(storage.engine)
+    return storage
+
+
+def _configure_sqlite(engine: sqlalchemy.Engine) -> None:
+    """Make SQLite fit for several processes.
+
+    Optuna reads and then writes in one transaction, for instance to take a waiting trial. SQLite
+    takes its lock at the first write, so that two processes may both read "waiting"; a transaction
+    that takes the lock when it begins cannot be interleaved so.
+    """
+
+    @sqlalchemy.event.listens_for(engine, "connect")
+    def connect(connection: Any, _: object) -> None:
+        connection.isolation_level = None  # The driver begins no transactions of its own.
+        cursor = connection.cursor()
+        cursor.execute(f"PRAGMA busy_timeout = {SQLITE_BUSY_SECONDS * 1000}")
+        cursor.execute("PRAGMA journal_mode = WAL")
+        cursor.execute("PRAGMA synchronous = NORMAL")
+        cursor.execute("PRAGMA foreign_keys = ON")
+        cursor.close()
+
+    @sqlalchemy.event.listens_for(engine, "begin")
+    def begin(connection: sqlalchemy.Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    engine.dispose()  # Connections that were made before know nothing of this.
+
+
+def _is_creation_race(reason: str) -> bool:
+    return any(
+        phrase in reason.lower()
+        for phrase in ("already exists", "duplicate key", "unique constraint", "database is locked")
+    )
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what the database itself said."""
+    original = getattr(error, "orig", None) or getattr(error.__cause__, "orig", None) or error
+    text = " ".join(str(original).split())
+    return text[:300]
+
+
+def storage_failure(error: BaseException) -> str | None:
+    """What a database said in this exception, or None if it is not of a database."""
+    if isinstance(error, SQLAlchemyError | optuna.exceptions.StorageInternalError):
+        return f"the storage failed: {_reason(error)}"
+    return None

@@ -1,0 +1,157 @@
+"""Creating, opening and finding studies, with what they were created with stored in them."""
+
+import logging
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import BaseStorage
+from optuna.study import Study
+
+from data.errors import UserError
+from studies.config import Budget, StudyConfig, differences, parse_study
+
+CONFIG = "config"
+BUDGET = "budget"
+DATA_DIGEST = "data_digest"
+IDENTITY = "identity"
+VERSIONS = "versions"
+
+METRIC = "validation accuracy"
+
+CREATION_PATIENCE_SECONDS = 20
+"""How long to wait for another process to finish creating a study."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedStudy:
+    """A study together with what is stored in it."""
+
+    study: Study
+    storage: BaseStorage
+    config: StudyConfig
+    """What the study was created with, with the budget of its latest run."""
+    identity: str
+    """Random: two studies of the same name in different databases have different ones."""
+
+    def directory(self, root: Path) -> Path:
+        """Where this study keeps its files, below `root`."""
+        return root / f"{self.config.name}-{self.identity}"
+
+
+def create_or_continue(
+    storage: BaseStorage,
+    config: StudyConfig,
+    data_digest: str,
+    enqueued: Sequence[Mapping[str, Any]],
+) -> tuple[OpenedStudy, bool]:
+    """Create the study of a study file, or open it if it was created before.
+
+    Args:
+        data_digest: of the data set that this process has.
+        enqueued: configurations to run first, in that order, if the study is new.
+
+    Returns:
+        The study, and whether it is new.
+
+    Raises:
+        UserError: the study was created with other settings or other data.
+    """
+    try:
+        study = optuna.create_study(storage=storage, study_name=config.name, direction="maximize")
+    except optuna.exceptions.DuplicatedStudyError:
+        opened = open_study(storage, config.name)
+        different = differences(opened.config, config)
+        if different:
+            raise UserError(
+                f"study {config.name!r} was created with other settings "
+                f"({'; '.join(different)}); give another --name, or undo the change"
+            ) from None
+        check_data(opened, data_digest)
+        opened.study.set_user_attr(BUDGET, config.budget.model_dump())
+        return open_study(storage, config.name), False
+    study.set_metric_names([METRIC])
+    study.set_user_attr(IDENTITY, secrets.token_hex(4))
+    study.set_user_attr(DATA_DIGEST, data_digest)
+    study.set_user_attr(VERSIONS, versions())
+    study.set_user_attr(BUDGET, config.budget.model_dump())
+    for parameters in enqueued:
+        study.enqueue_trial(dict(parameters))
+    # Last: a study that has its settings is complete, and others may use it.
+    study.set_user_attr(CONFIG, config.model_dump(mode="json"))
+    return open_study(storage, config.name), True
+
+
+def open_study(storage: BaseStorage, name: str) -> OpenedStudy:
+    """Open an existing study.
+
+    Raises:
+        UserError: there is none of that name, or it is not one of hpsearch's.
+    """
+    try:
+        study = optuna.load_study(study_name=name, storage=storage)
+    except KeyError:
+        known = ", ".join(study_names(storage)) or "none"
+        raise UserError(f"no study {name!r} in this storage; there: {known}") from None
+    attributes = _attributes_when_created(study)
+    config = parse_study(attributes[CONFIG], f"study {name!r}")
+    budget = Budget.model_validate(attributes[BUDGET])
+    return OpenedStudy(
+        study=study,
+        storage=storage,
+        config=config.model_copy(update={"budget": budget}),
+        identity=str(attributes[IDENTITY]),
+    )
+
+
+def _attributes_when_created(study: Study) -> dict[str, Any]:
+    """The study's attributes, once the process that creates it has written them all."""
+    deadline = time.monotonic() + CREATION_PATIENCE_SECONDS
+    while CONFIG not in (attributes := study.user_attrs):
+        if IDENTITY not in attributes and study.get_trials(deepcopy=False):
+            raise UserError(f"study {study.study_name!r} was not made by hpsearch")
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"study {study.study_name!r} was never completely created (its process died?); "
+                "give another --name"
+            )
+        time.sleep(0.1)
+    return attributes
+
+
+def check_data(opened: OpenedStudy, data_digest: str) -> None:
+    """Refuse data that are not those of the study.
+
+    Raises:
+        UserError: the digests differ.
+    """
+    stored = opened.study.user_attrs[DATA_DIGEST]
+    if stored != data_digest:
+        raise UserError(
+            f"study {opened.config.name!r} was created with other data: the digest of "
+            f"{opened.config.data.source} is {data_digest[:12]} here, but {stored[:12]} in the "
+            "study; use the same images, or give another --name"
+        )
+
+
+def exists(storage: BaseStorage, name: str) -> bool:
+    """Whether a study of that name is in the storage, complete or just being created."""
+    return name in study_names(storage)
+
+
+def study_names(storage: BaseStorage) -> list[str]:
+    """The names of all studies in a storage, in the order of their creation."""
+    return [study.study_name for study in storage.get_all_studies()]
+
+
+def versions() -> dict[str, str]:
+    """The versions of what a trial's result depends on."""
+    packages = ("hpsearch", "torch", "torchvision", "optuna")
+    return {package: version(package) for package in packages}
