@@ -6,9 +6,10 @@ What a command needs is imported inside it, so that `hpsearch --help` starts in 
 import json
 import logging
 import os
+import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -95,11 +96,20 @@ def run(
 
     with_storage = open_storage(storage, create=True)
     _log_to_terminal()
-    from search.run import run_study
+    from search.run import RunOptions, run_study
 
-    raise typer.Exit(
-        run_study(config, study, with_storage, storage, directory, workers, workers_per_gpu)
+    options = RunOptions(
+        _command_line(storage), study, storage, directory, workers, workers_per_gpu
     )
+    raise typer.Exit(run_study(config, with_storage, options))
+
+
+def _command_line(storage: str) -> str:
+    """This command as it can be shown: without the storage's password."""
+    from studies.storage import masked
+
+    arguments = [argument.replace(storage, masked(storage)) for argument in sys.argv[1:]]
+    return shlex.join(["hpsearch", *arguments])
 
 
 def _overrides(
@@ -191,7 +201,9 @@ def status(
         finished = f"{summary.finished} of {total}" if total else str(summary.finished)
         console.print(f"[bold]{name}[/bold]  {finished} trials finished")
         console.print(counts_line(summary))
-        console.print(results_table(records, top) if summary.best else "no trial complete yet")
+        console.print(
+            results_table(records, opened.config, top) if summary.best else "no trial complete yet"
+        )
     if as_json:
         print(json.dumps(documents[0] if study else documents, indent=2))
     elif not names:
@@ -280,12 +292,20 @@ def init(
     print(f"{file} written; edit it, then: hpsearch run {file}")
 
 
+class _TerminalHandler(logging.StreamHandler[TextIO]):
+    """Writes to what stderr is at the moment: the live view puts itself in its place."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
 def _log_to_terminal(level: int = logging.INFO) -> None:
     logging.basicConfig(
         level=level,
         format="%(asctime)s %(process)d %(message)s",
         datefmt="%H:%M:%S",
-        stream=sys.stderr,
+        handlers=[_TerminalHandler()],
     )
     # Its messages repeat ours, in other words.
     logging.getLogger("optuna").setLevel(logging.WARNING)

@@ -13,7 +13,7 @@ from model.train import build_model, parse_hyperparameters
 from search.prepare import Prepared
 from search.worker import checkpoint_directory
 from studies.checkpoints import Checkpoint
-from studies.config import DEFAULT_OBJECTIVE
+from studies.config import DEFAULT_OBJECTIVE, StudyConfig
 from studies.export import check_output, write_export
 from studies.results import SEED, TrialRecord, rank, record
 from studies.study import VERSIONS, OpenedStudy
@@ -23,12 +23,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Exported:
+    """What was written, and how good it is."""
+
+    config: StudyConfig
     output: Path
     best: TrialRecord
     test_accuracy: float | None
     """In [0, 1]; None for an objective of the user's own, whose model is not known here."""
     baseline: TrialRecord | None
-    """Trial 0, if it is complete and not the best."""
+    """Trial 0, the notebook's configuration, if it is complete and not the best."""
 
 
 def best_record(opened: OpenedStudy) -> TrialRecord:
@@ -68,7 +71,7 @@ def export_best(prepared: Prepared, root: Path, output: Path, device: torch.devi
         test_accuracy = _evaluate(prepared, best, checkpoint, device)
     description = _describe(prepared, best, checkpoint, test_accuracy)
     write_export(output, checkpoint.weights, description)
-    return Exported(output, best, test_accuracy, baseline=_baseline(opened, best))
+    return Exported(opened.config, output, best, test_accuracy, baseline=_baseline(opened, best))
 
 
 def _evaluate(
@@ -124,5 +127,7 @@ def _describe(
 
 
 def _baseline(opened: OpenedStudy, best: TrialRecord) -> TrialRecord | None:
+    if opened.config.trial.objective != DEFAULT_OBJECTIVE:
+        return None
     first = record(opened.study.get_trials(deepcopy=False)[0])
     return first if first.state == "complete" and first.number != best.number else None

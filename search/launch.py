@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,13 +13,11 @@ from pathlib import Path
 from types import FrameType
 
 import optuna
-import torch
 from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import TrialState
 
 from search.stop import EXIT_CODES
-from search.worker import worker_name
 from studies.results import ERROR, WORKER
 
 MOST_CPU_WORKERS = 4
@@ -67,6 +66,8 @@ def plan_slots(workers: int | None, workers_per_gpu: int) -> list[Slot]:
 
 def visible_gpus() -> list[str]:
     """The GPUs of this machine as `CUDA_VISIBLE_DEVICES` names them."""
+    import torch  # Not needed by others who use this module, and takes seconds.
+
     count = torch.cuda.device_count()
     named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     return named[:count] if named else [str(index) for index in range(count)]
@@ -74,6 +75,11 @@ def visible_gpus() -> list[str]:
 
 def _threads(cores: int, workers: int) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(max(cores // workers, 1))}
+
+
+def worker_name(process_id: int) -> str:
+    """How a worker is called in the study, from whatever machine."""
+    return f"{socket.gethostname()}-{process_id}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,13 +148,12 @@ def supervise(
     study: Study,
     storage: BaseStorage,
     interruptions: Interruptions,
-    refresh: Callable[[Sequence[WorkerProcess], int], None],
+    refresh: Callable[[int], None],
 ) -> list[str]:
     """Watch workers until all have ended, and pass interruptions on to them.
 
     Args:
-        refresh: called about every `REFRESH_SECONDS` with the workers and the number of
-            interruptions so far.
+        refresh: called about every `REFRESH_SECONDS` with the number of interruptions so far.
 
     Returns:
         For each worker that died or failed, a line that says so.
@@ -172,7 +177,7 @@ def supervise(
             if trouble:
                 logger.warning(trouble)
                 troubles.append(trouble)
-        refresh(workers, passed_on)
+        refresh(passed_on)
         if running:
             try:
                 running[0].process.wait(REFRESH_SECONDS)

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from search.launch import Slot
-from studies.config import StudyConfig
+from studies.config import StudyConfig, is_fixed
 from studies.results import Summary, TrialRecord, rank, summarise
 
 
@@ -63,7 +63,7 @@ def render(view: View) -> RenderableType:
         ),
         _progress(view, summary),
         counts_line(summary),
-        _best(summary),
+        _best(summary, view.config),
         _workers(view, elsewhere),
         Text(_hint(view.interruptions), style="dim"),
     ]
@@ -100,13 +100,13 @@ def counts_line(summary: Summary) -> Text:
     return text
 
 
-def _best(summary: Summary) -> Text:
+def _best(summary: Summary, config: StudyConfig) -> Text:
     if summary.best is None or summary.best.value is None:
         return Text("no trial complete yet", style="dim")
     return Text.assemble(
         "best ",
         (f"{summary.best.value:.2%}", "bold green"),
-        f" validation, trial {summary.best.number}: {readable_parameters(summary.best)}",
+        f" validation, trial {summary.best.number}: {readable_parameters(summary.best, config)}",
         overflow="ellipsis",
         no_wrap=True,
     )
@@ -182,15 +182,16 @@ def readable_seconds(seconds: float) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def readable_parameters(record: TrialRecord) -> str:
-    """All parameters on one line, numbers with three digits."""
+def readable_parameters(record: TrialRecord, config: StudyConfig) -> str:
+    """On one line, the parameters that the study varies, numbers with three digits."""
     return ", ".join(
         f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
         for name, value in record.parameters.items()
+        if not is_fixed(config.space[name])
     )
 
 
-def results_table(records: Sequence[TrialRecord], top: int) -> Table:
+def results_table(records: Sequence[TrialRecord], config: StudyConfig, top: int) -> Table:
     """The best trials, one a line."""
     table = Table(box=None, padding=(0, 2), pad_edge=False, header_style="dim")
     for name in ("trial", "validation", "epochs"):
@@ -201,6 +202,6 @@ def results_table(records: Sequence[TrialRecord], top: int) -> Table:
             str(record.number),
             f"{record.value or 0:.2%}",
             str(len(record.accuracies)),
-            readable_parameters(record),
+            readable_parameters(record, config),
         )
     return table

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.live import Live
 
 from data.errors import UserError
+from search.budget import Turn, next_turn
 from search.export import Exported, best_record, export_best
 from search.launch import (
     Interruptions,
@@ -32,61 +34,88 @@ from studies.study import OpenedStudy, exists, open_study
 logger = logging.getLogger(__name__)
 
 
-def run_study(
-    config: StudyConfig,
-    origin: str,
-    storage: RDBStorage,
-    url: str,
-    root: Path,
-    workers: int | None,
-    workers_per_gpu: int,
-) -> int:
-    """Run `hpsearch run`.
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """What `hpsearch run` was asked for, beside the study file."""
 
-    Args:
-        origin: the study file as it was named, for messages.
-        url: of the storage, for the workers' environment.
-        root: where data sets, checkpoints and logs go.
+    command: str
+    """To be typed again to continue; without a password."""
+    origin: str
+    """The study file as it was named, for messages."""
+    url: str
+    """Of the storage."""
+    root: Path
+    """Where data sets, checkpoints and logs go."""
+    workers: int | None
+    workers_per_gpu: int
+
+
+def run_study(config: StudyConfig, storage: RDBStorage, options: RunOptions) -> int:
+    """Run `hpsearch run`: create or continue the study, run workers, export the best.
 
     Returns:
         The exit code: 0, 1 if workers died or nothing was found, 128 + signal if interrupted.
+
+    Raises:
+        UserError: the study file, its data and an earlier study of the name do not fit together.
     """
     console = Console(soft_wrap=True)
     load_objective(config.trial.objective)
+    prepared = create_from_file(storage, config, options.origin, options.root)
+    _announce(console, prepared, options.url)
     interruptions = Interruptions()
-    prepared = create_from_file(storage, config, origin, root)
-    opened = prepared.opened
-    _announce(console, prepared, url)
     interruptions.install()
-    slots = plan_slots(workers, workers_per_gpu)
-    on_terminal = console.is_terminal
-    logs = opened.directory(root) / "logs"
+    troubles: list[str] = []
+    if not is_spent(prepared.opened):
+        workers = _start_workers(prepared.opened, options, console.is_terminal)
+        troubles = _watch(console, prepared.opened, storage, options, workers, interruptions)
+    return _finish(console, prepared, options, troubles, interruptions)
+
+
+def is_spent(opened: OpenedStudy) -> bool:
+    """Whether the budget leaves nothing to do, not even to wait for a running trial."""
+    may_create = opened.config.sampler.name != "grid"
+    trials = opened.study.get_trials(deepcopy=False)
+    return next_turn(trials, opened.config.budget.trials, may_create) is Turn.DONE
+
+
+def _start_workers(
+    opened: OpenedStudy, options: RunOptions, on_terminal: bool
+) -> list[WorkerProcess]:
+    config = opened.config
+    logs = opened.directory(options.root) / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    arguments = [config.name, "--directory", str(root), "--data", config.data.source]
+    arguments = [config.name, "--directory", str(options.root), "--data", config.data.source]
     if config.trial.objective != DEFAULT_OBJECTIVE:
         arguments += ["--allow-objective", config.trial.objective]
     # The URL may hold a password: it goes by the environment, which only the user can read.
-    environment = {"HPSEARCH_STORAGE": url}
-    run_started = time.time()
-    processes = [
-        start_worker(
-            slot,
-            arguments,
-            environment,
-            logs / f"worker-{slot.index}.log" if on_terminal else None,
-        )
-        for slot in slots
-    ]
+    environment = {"HPSEARCH_STORAGE": options.url}
+    workers = []
+    for slot in plan_slots(options.workers, options.workers_per_gpu):
+        log = logs / f"worker-{slot.index}.log" if on_terminal else None
+        workers.append(start_worker(slot, arguments, environment, log))
+    return workers
 
+
+def _watch(
+    console: Console,
+    opened: OpenedStudy,
+    storage: RDBStorage,
+    options: RunOptions,
+    workers: Sequence[WorkerProcess],
+    interruptions: Interruptions,
+) -> list[str]:
+    """Show the live view on a terminal until all workers have ended; see `supervise`."""
+    if not console.is_terminal:
+        return supervise(workers, opened.study, storage, interruptions, lambda _: None)
+    run_started = time.time()
     with Live(console=console, auto_refresh=False, transient=True) as live:
 
-        def refresh(current: Sequence[WorkerProcess], interrupted: int) -> None:
-            if on_terminal:
-                view = _view(opened, url, current, run_started, interrupted)
-                live.update(render(view), refresh=True)
+        def refresh(interrupted: int) -> None:
+            view = _view(opened, options.url, workers, run_started, interrupted)
+            live.update(render(view), refresh=True)
 
-        troubles = supervise(processes, opened.study, storage, interruptions, refresh)
-    return _finish(console, prepared, origin, root, troubles, interruptions)
+        return supervise(workers, opened.study, storage, interruptions, refresh)
 
 
 def _announce(console: Console, prepared: Prepared, url: str) -> None:
@@ -125,8 +154,7 @@ def _view(
 def _finish(
     console: Console,
     prepared: Prepared,
-    origin: str,
-    root: Path,
+    options: RunOptions,
     troubles: Sequence[str],
     interruptions: Interruptions,
 ) -> int:
@@ -140,16 +168,13 @@ def _finish(
     for trouble in troubles:
         console.print(trouble, style="red", highlight=False, markup=False)
     if interruptions.received:
-        console.print(
-            f"stopped; to continue: hpsearch run {origin} (with the options of this run)",
-            highlight=False,
-        )
+        console.print(f"stopped; to continue: {options.command}", highlight=False, markup=False)
         return interruptions.exit_code
     if summary.best is None:
         console.print("no trial is complete, so there is no model to export")
         return 1
-    output = opened.directory(root) / "best"
-    exported = export_best(prepared, root, output, torch.device("cpu"))
+    output = opened.directory(options.root) / "best"
+    exported = export_best(prepared, options.root, output, torch.device("cpu"))
     console.print(describe(exported), highlight=False, markup=False)
     return 1 if troubles else 0
 
@@ -160,7 +185,10 @@ def describe(exported: Exported) -> str:
     accuracies = f"validation accuracy {best.value or 0:.2%}"
     if exported.test_accuracy is not None:
         accuracies += f", test accuracy {exported.test_accuracy:.2%}"
-    lines = [f"best: trial {best.number}, {accuracies}", f"  {readable_parameters(best)}"]
+    lines = [
+        f"best: trial {best.number}, {accuracies}",
+        f"  {readable_parameters(best, exported.config)}",
+    ]
     if exported.baseline:
         value = exported.baseline.value or 0
         lines.append(f"  the notebook's configuration (trial 0): validation accuracy {value:.2%}")

@@ -1,9 +1,7 @@
 """Samplers and pruners by the names that a study file uses."""
 
 import hashlib
-import warnings
 
-from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import (
     BasePruner,
     HyperbandPruner,
@@ -14,6 +12,7 @@ from optuna.pruners import (
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 
 from studies.config import PrunerSettings, SamplerSettings
+from studies.storage import quiet_optuna
 
 
 def make_sampler(settings: SamplerSettings, seed: int) -> BaseSampler:
@@ -24,8 +23,7 @@ def make_sampler(settings: SamplerSettings, seed: int) -> BaseSampler:
     Args:
         seed: of this process: with the same seed, two workers would suggest the same.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
+    with quiet_optuna():
         if settings.name == "gp":
             return GPSampler(
                 seed=seed,
@@ -40,7 +38,8 @@ def make_sampler(settings: SamplerSettings, seed: int) -> BaseSampler:
 def make_pruner(settings: PrunerSettings, epochs: int) -> BasePruner:
     """The pruner that stops hopeless trials; a step is an epoch."""
     if settings.name == "median":
-        return MedianPruner(settings.startup_trials, settings.warmup_epochs)
+        # Optuna counts steps from 0 and prunes from step n_warmup_steps on; epochs begin at 1.
+        return MedianPruner(settings.startup_trials, settings.warmup_epochs + 1)
     if settings.name == "asha":
         return SuccessiveHalvingPruner(min_resource=1, reduction_factor=settings.reduction_factor)
     if settings.name == "hyperband":

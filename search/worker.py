@@ -5,7 +5,6 @@ import os
 import socket
 import threading
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,24 +18,20 @@ from optuna.trial import Trial, TrialState
 from data.split import TrainingData
 from model.trial import TrialContext
 from search.budget import Turn, check_failures, claim, hand_back
+from search.launch import worker_name
 from search.objective import End, Objective, Outcome, run_trial, suggest
 from search.samplers import derived_seed, make_pruner, make_sampler
 from search.space import make_space
 from search.stop import StopRequest
 from studies.checkpoints import CheckpointDirectory, superfluous
 from studies.results import DIVERGED, ERROR, SEED, WORKER, record
-from studies.storage import HEARTBEAT_SECONDS
+from studies.storage import HEARTBEAT_SECONDS, quiet_optuna
 from studies.study import OpenedStudy
 
 POLL_SECONDS = 1.0
 """Between looks at the study while all trials are taken."""
 
 logger = logging.getLogger(__name__)
-
-
-def worker_name(process_id: int) -> str:
-    """How a worker is called in the study, from whatever machine."""
-    return f"{socket.gethostname()}-{process_id}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +64,7 @@ class Worker:
             if self.deadline is not None and time.time() >= self.deadline:
                 logger.info("the time is up")
                 return
-            with _expected_warnings():
+            with quiet_optuna():
                 fail_stale_trials(study)
                 check_failures(study.get_trials(deepcopy=False))
                 claimed = claim(study, self.storage, config.budget.trials, may_create)
@@ -124,15 +119,6 @@ class Worker:
         else:
             hand_back(self.storage, trial._trial_id)
             logger.info("trial %d: interrupted after epoch %d, handed back", number, epochs)
-
-
-@contextmanager
-def _expected_warnings() -> Iterator[None]:
-    """Optuna warns of ask and tell with heartbeats, which here beat by themselves."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Heartbeat of storage")
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        yield
 
 
 @contextmanager

@@ -69,6 +69,11 @@ def _as_choices(value: object) -> object:
 Parameter = Annotated[Range | tuple[Scalar, ...], BeforeValidator(_as_choices)]
 
 
+def is_fixed(parameter: Parameter) -> bool:
+    """Whether every trial has the same value of this parameter."""
+    return not isinstance(parameter, Range) and len(parameter) == 1
+
+
 class DataSettings(Section):
     source: str = "cifar10-mini"
     """`cifar10-mini`, `cifar10`, or the path of a folder."""
@@ -185,7 +190,8 @@ def parse_study(content: Mapping[str, Any], origin: str) -> StudyConfig:
 
 
 def _first_error(error: ValidationError) -> str:
-    errors = error.errors()
+    # A misspelt key first: it explains why another is missing.
+    errors = sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
     first = errors[0]
     # A parameter is a union; the name of the member that failed means nothing to the user.
     location = [str(part) for part in first["loc"] if not re.match(r"Range|tuple\[", str(part))]

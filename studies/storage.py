@@ -2,6 +2,8 @@
 
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,19 @@ def open_storage(url: str, create: bool = False) -> RDBStorage:
     raise AssertionError("unreachable")
 
 
+@contextmanager
+def quiet_optuna() -> Iterator[None]:
+    """Without Optuna's warnings of what is done here knowingly.
+
+    That is: features that it calls experimental, and heartbeats with ask and tell (where each
+    worker beats by itself).
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        warnings.filterwarnings("ignore", message="Heartbeat of storage")
+        yield
+
+
 def parse_url(url: str) -> URL:
     """Check a storage URL without connecting.
 
@@ -96,8 +111,7 @@ def _open(url: URL) -> RDBStorage:
         arguments["connect_args"] = {"timeout": SQLITE_BUSY_SECONDS}
     elif url.get_backend_name() == "postgresql":
         arguments["connect_args"] = {"connect_timeout": CONNECT_SECONDS}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    with quiet_optuna():
         storage = RDBStorage(
             url.render_as_string(hide_password=False),
             engine_kwargs=arguments,

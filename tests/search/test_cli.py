@@ -1,0 +1,57 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from search.cli import DEFAULT_STORAGE, app
+from studies.storage import DEFAULT_URL
+
+
+def test_help_imports_neither_torch_nor_optuna() -> None:
+    code = (
+        "import sys; sys.argv = ['hpsearch', '--help']\n"
+        "from search.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print({'torch', 'optuna', 'sqlalchemy', 'plotly', 'pydantic'} & set(sys.modules))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.splitlines()[-1] == "set()"
+
+
+def test_status_does_not_import_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.argv = ['hpsearch', 'status', '--storage', sys.argv[1]]\n"
+        "from studies.storage import open_storage\n"
+        "open_storage(sys.argv[3], create=True)\n"
+        "from search.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print('torch' in sys.modules)"
+    )
+    url = f"sqlite:///{tmp_path / 'a.db'}"
+    result = subprocess.run(
+        [sys.executable, "-c", code, url], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.splitlines() == ["no studies in this storage yet", "False"]
+
+
+def test_the_default_storage_stands_twice_but_is_one() -> None:
+    assert DEFAULT_STORAGE == DEFAULT_URL
+
+
+@pytest.mark.parametrize(
+    "command", [info.callback.__name__ for info in app.registered_commands if info.callback]
+)
+def test_every_command_has_a_help_text(command: str) -> None:
+    result = subprocess.run(
+        [Path(sys.executable).parent / "hpsearch", command, "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "Usage: hpsearch" in result.stdout
+    assert len(result.stdout.splitlines()) > 5

@@ -1,0 +1,160 @@
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import torch
+from optuna.trial import Trial
+
+from data.dataset import load_dataset
+from data.errors import UserError
+from data.split import split_for_training
+from model.trial import Diverged, EpochResult, TrialContext
+from search.objective import End, Objective, Outcome, load_objective, run_trial
+from search.stop import StopRequest
+from studies.checkpoints import CheckpointDirectory
+from studies.results import BEST_EPOCH, IMAGES_PER_SECOND
+
+EPOCHS = 4
+
+
+@pytest.fixture
+def context(data_cache: Path) -> TrialContext:
+    data = split_for_training(load_dataset("cifar10-mini", data_cache), 0.1, 0)
+    return TrialContext(data, torch.device("cpu"), EPOCHS, seed=0, precision="fp32")
+
+
+@pytest.fixture
+def checkpoints(tmp_path: Path) -> CheckpointDirectory:
+    return CheckpointDirectory(tmp_path)
+
+
+def epochs(*accuracies: float) -> Objective:
+    """An objective whose weights say which epoch they are of."""
+
+    def train(_: Mapping[str, Any], context: TrialContext) -> Iterator[EpochResult]:
+        for epoch, accuracy in enumerate(accuracies, start=1):
+            weights = {"epoch": torch.tensor(epoch)}
+            yield EpochResult(epoch, accuracy, 1.0, 1000.0, weights)
+
+    return train
+
+
+def raising(error: Exception) -> Objective:
+    def train(_: Mapping[str, Any], context: TrialContext) -> Iterator[EpochResult]:
+        yield EpochResult(1, 0.5, 1.0, 1000.0, {})
+        raise error
+
+    return train
+
+
+def run(
+    objective: Objective,
+    context: TrialContext,
+    checkpoints: CheckpointDirectory,
+    stop: StopRequest | None = None,
+    pruner: optuna.pruners.BasePruner | None = None,
+) -> tuple[Trial, Outcome]:
+    study = optuna.create_study(direction="maximize", pruner=pruner or optuna.pruners.NopPruner())
+    trial = study.ask()
+    outcome = run_trial(trial, {}, objective, context, checkpoints, stop or StopRequest())
+    return trial, outcome
+
+
+def test_every_epoch_is_reported_and_the_best_kept(
+    context: TrialContext, checkpoints: CheckpointDirectory
+) -> None:
+    trial, outcome = run(epochs(0.1, 0.5, 0.4, 0.5), context, checkpoints)
+    assert outcome == Outcome(End.COMPLETE, (0.1, 0.5, 0.4, 0.5))
+    frozen = trial.study.trials[0]
+    assert frozen.intermediate_values == {1: 0.1, 2: 0.5, 3: 0.4, 4: 0.5}
+    assert frozen.user_attrs == {BEST_EPOCH: 2, IMAGES_PER_SECOND: 1000}
+    checkpoint = checkpoints.load(0)
+    assert (checkpoint.epoch, checkpoint.validation_accuracy) == (2, 0.5)
+    assert int(checkpoint.weights["epoch"]) == 2
+
+
+def test_a_pruned_trial_ends_where_the_pruner_says(
+    context: TrialContext, checkpoints: CheckpointDirectory
+) -> None:
+    pruner = optuna.pruners.ThresholdPruner(lower=0.3)
+    _, outcome = run(epochs(0.5, 0.2, 0.9, 0.9), context, checkpoints, pruner=pruner)
+    assert outcome == Outcome(End.PRUNED, (0.5, 0.2))
+
+
+def test_a_trial_that_has_had_its_last_epoch_is_complete_not_pruned(
+    context: TrialContext, checkpoints: CheckpointDirectory
+) -> None:
+    pruner = optuna.pruners.ThresholdPruner(lower=0.3)
+    _, outcome = run(epochs(0.5, 0.5, 0.5, 0.1), context, checkpoints, pruner=pruner)
+    assert outcome.end is End.COMPLETE
+
+
+def test_divergence_is_an_outcome_of_its_own_with_a_reason(
+    context: TrialContext, checkpoints: CheckpointDirectory
+) -> None:
+    _, outcome = run(raising(Diverged("the loss was nan")), context, checkpoints)
+    assert outcome == Outcome(End.DIVERGED, (0.5,), "the loss was nan")
+
+
+def test_an_error_fails_the_trial_with_its_message(
+    context: TrialContext, checkpoints: CheckpointDirectory
+) -> None:
+    _, outcome = run(raising(RuntimeError("no such kernel")), context, checkpoints)
+    assert outcome == Outcome(End.FAILED, (0.5,), "RuntimeError: no such kernel")
+
+
+def test_an_objective_that_ends_early_fails_the_trial(
+    context: TrialContext, checkpoints: CheckpointDirectory
+) -> None:
+    _, outcome = run(epochs(0.1, 0.2), context, checkpoints)
+    assert outcome.end is End.FAILED
+    assert outcome.reason == "the objective ended after 2 of 4 epochs"
+
+
+def test_a_storage_error_is_not_taken_for_a_failed_trial(
+    context: TrialContext, checkpoints: CheckpointDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*_: object, **__: object) -> None:
+        raise optuna.exceptions.StorageInternalError("gone")
+
+    monkeypatch.setattr(Trial, "report", lost)
+    with pytest.raises(optuna.exceptions.StorageInternalError):
+        run(epochs(0.1, 0.2, 0.3, 0.4), context, checkpoints)
+
+
+def test_a_request_to_stop_ends_the_trial_after_its_epoch(
+    context: TrialContext, checkpoints: CheckpointDirectory
+) -> None:
+    stop = StopRequest()
+
+    def train(_: Mapping[str, Any], context: TrialContext) -> Iterator[EpochResult]:
+        yield EpochResult(1, 0.5, 1.0, 1000.0, {})
+        stop._handle(2, None)
+        yield EpochResult(2, 0.6, 1.0, 1000.0, {})
+        pytest.fail("went on")
+
+    _, outcome = run(train, context, checkpoints, stop)
+    assert outcome == Outcome(End.INTERRUPTED, (0.5, 0.6))
+
+
+def test_a_full_disk_does_not_end_the_trial(
+    context: TrialContext, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    _, outcome = run(epochs(0.1, 0.2, 0.3, 0.4), context, CheckpointDirectory(tmp_path / "file"))
+    assert outcome.end is End.COMPLETE
+    assert "cannot be written" in caplog.text
+
+
+def test_an_objective_is_found_by_its_name() -> None:
+    from model.train import train
+
+    assert load_objective("model.train:train") is train
+
+
+@pytest.mark.parametrize("name", ["no.such:thing", "model.train:nothing", "model.train:NOTEBOOK"])
+def test_an_objective_that_cannot_be_had_is_named(name: str) -> None:
+    with pytest.raises(UserError, match=name):
+        load_objective(name)

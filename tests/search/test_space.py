@@ -1,0 +1,86 @@
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+from data.errors import UserError
+from model.train import NOTEBOOK
+from search.prepare import first_trials
+from search.space import grid, make_space, nearest
+from studies.config import Range, load_study_file
+
+SPACE = make_space(
+    {
+        "learning_rate": Range(low=1e-4, high=0.1, log=True),
+        "batch_size": Range(low=16, high=256, log=True),
+        "optimizer": ("sgd", "adam"),
+        "width": (8,),
+    }
+)
+
+
+def test_each_kind_of_parameter_becomes_its_distribution() -> None:
+    assert {
+        "learning_rate": FloatDistribution(1e-4, 0.1, log=True),
+        "batch_size": IntDistribution(16, 256, log=True),
+        "optimizer": CategoricalDistribution(("sgd", "adam")),
+        "width": CategoricalDistribution((8,)),
+    } == SPACE
+
+
+def test_the_nearest_point_is_clipped_to_the_ranges_and_leaves_fixed_values_alone() -> None:
+    configuration = {"learning_rate": 1.0, "batch_size": 8, "optimizer": "adam", "width": 64}
+    assert nearest(SPACE, configuration) == {
+        "learning_rate": 0.1,
+        "batch_size": 16,
+        "optimizer": "adam",
+    }
+
+
+def test_a_choice_that_the_space_lacks_is_named() -> None:
+    assert nearest(SPACE, {"optimizer": "lion"}) == "optimizer"
+
+
+@pytest.mark.parametrize("study", ["quickstart", "cifar10"])
+def test_the_first_trial_is_the_notebook_s_configuration(study: str) -> None:
+    config = load_study_file(study)
+    (baseline,) = first_trials(config)
+    for name in ("learning_rate", "optimizer", "batch_size", "augmentation", "schedule"):
+        assert baseline[name] == NOTEBOOK[name]
+    assert baseline["learning_rate"] == 1e-3
+    assert baseline["optimizer"] == "adam"
+    assert baseline["batch_size"] == 64
+    assert baseline["augmentation"] == "flip+resized-crop"
+
+
+def test_a_space_without_the_notebook_s_optimizer_is_searched_without_the_baseline(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    config = load_study_file("quickstart", {"space.optimizer": ["sgd", "adamw"]})
+    assert first_trials(config) == []
+    assert "its optimizer, 'adam', is not in the search space" in caplog.text
+
+
+def test_another_objective_has_no_baseline() -> None:
+    assert first_trials(load_study_file("quickstart", {"trial.objective": "mine:train"})) == []
+
+
+def test_a_grid_holds_every_combination_once_in_an_order_of_its_seed() -> None:
+    points = grid(SPACE, points_per_range=3, seed=0)
+    assert len(points) == 3 * 3 * 2
+    assert len({tuple(point.items()) for point in points}) == len(points)
+    rates = sorted({point["learning_rate"] for point in points})
+    assert rates == pytest.approx([1e-4, 10**-2.5, 0.1])
+    assert sorted({point["batch_size"] for point in points}) == [16, 64, 256]
+    assert grid(SPACE, points_per_range=3, seed=0) == points
+    assert grid(SPACE, points_per_range=3, seed=1) != points
+
+
+def test_every_point_of_a_grid_lies_in_the_space() -> None:
+    for point in grid(SPACE, points_per_range=5, seed=0):
+        for name, value in point.items():
+            assert SPACE[name]._contains(SPACE[name].to_internal_repr(value))
+
+
+def test_a_grid_that_is_too_large_is_refused_with_its_size() -> None:
+    space = make_space({name: tuple(range(11)) for name in "abc"})
+    with pytest.raises(UserError, match=r"1,331 points \(11 a x 11 b x 11 c\)"):
+        grid(space, points_per_range=3, seed=0)

@@ -1,0 +1,70 @@
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from search import stop as stop_module
+from search.stop import Stopped, StopRequest
+
+
+@pytest.fixture
+def stop() -> Iterator[StopRequest]:
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+    before = {number: signal.getsignal(number) for number in signals}
+    request = StopRequest()
+    request.install()
+    yield request
+    signal.alarm(0)
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_nothing_is_requested_at_first(stop: StopRequest) -> None:
+    assert not stop.requested
+    assert stop.exit_code == 0
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_first_signal_only_asks(stop: StopRequest, number: signal.Signals, code: int) -> None:
+    with stop.interruptible():
+        os.kill(os.getpid(), number)
+    assert stop.requested
+    assert stop.exit_code == code
+
+
+def test_the_second_signal_stops_at_once(stop: StopRequest) -> None:
+    def train() -> None:
+        with stop.interruptible():
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+            pytest.fail("not stopped")
+
+    with pytest.raises(Stopped):
+        train()
+
+
+def test_what_must_not_be_interrupted_is_not(stop: StopRequest) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(Stopped), stop.interruptible():
+        pytest.fail("not stopped before it began")
+
+
+def test_after_the_grace_period_one_signal_stops(
+    stop: StopRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stop_module, "GRACE_SECONDS", 1)
+    started = time.monotonic()
+
+    def train() -> None:
+        with stop.interruptible():
+            os.kill(os.getpid(), signal.SIGTERM)
+            while time.monotonic() - started < 10:
+                time.sleep(0.01)
+
+    with pytest.raises(Stopped):
+        train()
+    assert 0.5 < time.monotonic() - started < 5
+    assert stop.exit_code == 143

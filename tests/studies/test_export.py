@@ -1,0 +1,74 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from data.errors import UserError
+from studies import export
+from studies.export import readme, write_export
+
+WEIGHTS = {"a": torch.arange(6.0).reshape(2, 3)}
+DESCRIPTION: dict[str, Any] = {
+    "study": "flowers",
+    "trial": 7,
+    "parameters": {"learning_rate": 0.01, "optimizer": "sgd"},
+    "validation_accuracy": 0.75,
+    "validation_accuracy_per_epoch": [0.5, 0.75],
+    "best_epoch": 2,
+    "test_accuracy": 0.7,
+    "data": {"source": "photos", "classes": ["rose", "tulip"]},
+}
+
+
+def test_an_export_holds_weights_description_and_text(tmp_path: Path) -> None:
+    output = tmp_path / "deep" / "best"
+    write_export(output, WEIGHTS, DESCRIPTION)
+    assert torch.equal(load_file(output / "model.safetensors")["a"], WEIGHTS["a"])
+    assert json.loads((output / "trial.json").read_text()) == DESCRIPTION
+    assert "75.00%" in (output / "README.md").read_text()
+    assert [item.name for item in output.parent.iterdir()] == ["best"]
+
+
+def test_an_earlier_export_is_replaced(tmp_path: Path) -> None:
+    write_export(tmp_path / "best", WEIGHTS, DESCRIPTION)
+    write_export(tmp_path / "best", WEIGHTS, {**DESCRIPTION, "trial": 8})
+    assert json.loads((tmp_path / "best" / "trial.json").read_text())["trial"] == 8
+    assert [item.name for item in tmp_path.iterdir()] == ["best"]
+
+
+def test_a_folder_with_something_else_is_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(UserError, match="not an exported model"):
+        write_export(tmp_path, WEIGHTS, DESCRIPTION)
+    assert [item.name for item in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_failed_export_leaves_the_earlier_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_export(tmp_path / "best", WEIGHTS, DESCRIPTION)
+
+    def full(_: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(export, "_sync", full)
+    with pytest.raises(UserError, match="No space left"):
+        write_export(tmp_path / "best", WEIGHTS, {**DESCRIPTION, "trial": 8})
+    assert json.loads((tmp_path / "best" / "trial.json").read_text())["trial"] == 7
+    assert [item.name for item in tmp_path.iterdir()] == ["best"]
+
+
+def test_the_text_says_how_good_it_is_and_how_to_use_it() -> None:
+    text = readme(DESCRIPTION, "best")
+    assert "test (never seen by the search) | 70.00%" in text
+    assert 'load("best")' in text
+    assert "hpsearch predict best photo.jpg" in text
+
+
+def test_a_model_that_hpsearch_cannot_load_is_not_said_to_be_usable() -> None:
+    text = readme({**DESCRIPTION, "test_accuracy": None}, "best")
+    assert "predict" not in text
+    assert "test (" not in text

@@ -1,0 +1,80 @@
+from datetime import datetime
+
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from studies.results import as_json, rank, record, summarise
+
+
+def trial(number: int, state: TrialState, *accuracies: float, **attributes: str) -> FrozenTrial:
+    finished = state.is_finished()
+    value = max(accuracies) if state == TrialState.COMPLETE else None
+    return FrozenTrial(
+        number=number,
+        trial_id=number,
+        state=state,
+        value=value,
+        values=None,
+        datetime_start=datetime(2026, 1, 1),
+        datetime_complete=datetime(2026, 1, 1, 0, 1) if finished else None,
+        params={},
+        distributions={},
+        user_attrs=dict(attributes),
+        system_attrs={},
+        intermediate_values=dict(enumerate(accuracies, start=1)),
+    )
+
+
+def test_the_best_is_the_complete_trial_with_the_highest_epoch() -> None:
+    records = [
+        record(item)
+        for item in (
+            trial(0, TrialState.COMPLETE, 0.5, 0.7, 0.6),
+            trial(1, TrialState.PRUNED, 0.9),
+            trial(2, TrialState.COMPLETE, 0.1, 0.7),
+            trial(3, TrialState.RUNNING, 0.8),
+            trial(4, TrialState.COMPLETE, 0.2),
+        )
+    ]
+    assert [item.number for item in rank(records)] == [0, 2, 4]
+    best = summarise(records).best
+    assert best is not None
+    assert (best.number, best.value, best.seconds) == (0, 0.7, 60.0)
+
+
+def test_every_state_is_counted_apart() -> None:
+    summary = summarise(
+        [
+            record(trial(0, TrialState.COMPLETE, 0.5)),
+            record(trial(1, TrialState.PRUNED, 0.1)),
+            record(trial(2, TrialState.PRUNED, diverged="the loss was nan")),
+            record(trial(3, TrialState.FAIL, error="boom")),
+            record(trial(4, TrialState.RUNNING)),
+            record(trial(5, TrialState.WAITING)),
+        ]
+    )
+    counts = (summary.complete, summary.pruned, summary.diverged, summary.failed)
+    assert counts == (1, 1, 1, 1)
+    assert (summary.running, summary.waiting) == (1, 1)
+    assert summary.finished == 3
+
+
+def test_a_reason_is_kept() -> None:
+    assert record(trial(0, TrialState.FAIL, error="boom")).reason == "boom"
+    assert record(trial(0, TrialState.PRUNED, diverged="nan")).reason == "nan"
+
+
+def test_json_has_times_in_utc_and_the_best_trial() -> None:
+    records = [record(trial(0, TrialState.COMPLETE, 0.5))]
+    document = as_json(summarise(records), records)
+    assert document["best"]["value"] == 0.5
+    assert document["top"][0]["started"] == "2026-01-01T00:00:00Z"
+
+
+def test_a_study_without_trials_has_no_best() -> None:
+    assert summarise([]).best is None
+    assert as_json(summarise([]), [])["best"] is None
+
+
+def test_a_trial_that_optuna_made_has_no_worker() -> None:
+    plain = create_trial(value=0.5)
+    assert record(plain).worker is None

@@ -1,0 +1,80 @@
+import multiprocessing
+
+import optuna
+import pytest
+
+from data.errors import UserError
+from studies.config import Budget, load_study_file
+from studies.storage import open_storage
+from studies.study import check_data, create_or_continue, open_study
+
+DIGEST = "0123456789abcdef"
+
+
+def test_a_new_study_holds_its_settings_and_first_trials(storage_url: str) -> None:
+    config = load_study_file("quickstart")
+    opened, is_new = create_or_continue(
+        open_storage(storage_url, create=True), config, DIGEST, [{"width": 8}]
+    )
+    assert is_new
+    assert opened.config == config
+    (trial,) = opened.study.trials
+    assert trial.state == optuna.trial.TrialState.WAITING
+    assert trial.system_attrs["fixed_params"] == {"width": 8}
+
+
+def test_the_same_settings_continue_a_study_with_the_new_budget(storage_url: str) -> None:
+    storage = open_storage(storage_url, create=True)
+    first, _ = create_or_continue(storage, load_study_file("quickstart"), DIGEST, [{}])
+    again = load_study_file("quickstart", {"budget.trials": 99})
+    opened, is_new = create_or_continue(storage, again, DIGEST, [{}])
+    assert not is_new
+    assert opened.identity == first.identity
+    assert len(opened.study.trials) == 1
+    assert opened.config.budget == Budget(trials=99, minutes=7.0)
+
+
+def test_other_settings_are_refused_with_the_difference(storage_url: str) -> None:
+    storage = open_storage(storage_url, create=True)
+    create_or_continue(storage, load_study_file("quickstart"), DIGEST, [])
+    changed = load_study_file("quickstart", {"trial.epochs": 3})
+    with pytest.raises(UserError, match=r"trial\.epochs: the study has 10, given is 3"):
+        create_or_continue(storage, changed, DIGEST, [])
+
+
+def test_other_data_are_refused(storage_url: str) -> None:
+    storage = open_storage(storage_url, create=True)
+    config = load_study_file("quickstart")
+    opened, _ = create_or_continue(storage, config, DIGEST, [])
+    check_data(opened, DIGEST)
+    with pytest.raises(UserError, match="created with other data"):
+        create_or_continue(storage, config, "f" * 16, [])
+
+
+def test_an_unknown_study_says_which_there_are(storage_url: str) -> None:
+    storage = open_storage(storage_url, create=True)
+    create_or_continue(storage, load_study_file("quickstart"), DIGEST, [])
+    with pytest.raises(UserError, match="no study 'nope' in this storage; there: quickstart"):
+        open_study(storage, "nope")
+
+
+def test_a_study_of_plain_optuna_is_not_touched(storage_url: str) -> None:
+    storage = open_storage(storage_url, create=True)
+    optuna.create_study(study_name="theirs", storage=storage).ask()
+    with pytest.raises(UserError, match="'theirs' was not made by hpsearch"):
+        open_study(storage, "theirs")
+
+
+def _create(url: str) -> tuple[bool, str]:
+    opened, is_new = create_or_continue(
+        open_storage(url, create=True), load_study_file("quickstart"), DIGEST, [{}]
+    )
+    return is_new, opened.identity
+
+
+def test_of_processes_that_create_a_study_at_once_one_does(storage_url: str) -> None:
+    with multiprocessing.get_context("spawn").Pool(4) as pool:
+        results = pool.map(_create, [storage_url] * 4)
+    assert [is_new for is_new, _ in results].count(True) == 1
+    assert len({identity for _, identity in results}) == 1
+    assert len(open_study(open_storage(storage_url), "quickstart").study.trials) == 1

@@ -1,0 +1,75 @@
+"""The dashboard as a person sees it: in a real browser, on the real command's server."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect, sync_playwright
+
+Hpsearch = Callable[..., subprocess.CompletedProcess[str]]
+
+HPSEARCH = str(Path(sys.executable).parent / "hpsearch")
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chrome")
+
+# In CI a missing browser must not pass for a tested dashboard.
+pytestmark = pytest.mark.skipif(
+    BROWSER is None and "CI" not in os.environ, reason="needs Chromium (Debian: chromium)"
+)
+
+
+@pytest.fixture
+def page() -> Iterator[Page]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"]
+        )
+        yield browser.new_page(viewport={"width": 1400, "height": 1000})
+        browser.close()
+
+
+@pytest.fixture
+def address(hpsearch: Hpsearch, storage_url: str, tmp_path: Path) -> Iterator[str]:
+    """A dashboard that serves a study of three real trials."""
+    (tmp_path / "objectives.py").write_text(
+        "from model.trial import EpochResult\n"
+        "def train(parameters, context):\n"
+        "    for epoch in range(1, context.epochs + 1):\n"
+        "        yield EpochResult(epoch, parameters['x'] * epoch / 10, 1.0, 100.0, {})\n"
+    )
+    (tmp_path / "shown.toml").write_text(
+        'name = "shown"\n[trial]\nepochs = 5\nobjective = "objectives:train"\n'
+        "[space]\nx = [0.25, 0.5, 1.0]\n[sampler]\nname = 'grid'\n[pruner]\nname = 'none'\n"
+        "[budget]\ntrials = 3\n"
+    )
+    result = hpsearch("run", "shown.toml", "--workers", 1, HPSEARCH_STORAGE=storage_url)
+    assert result.returncode == 0, result.stderr
+    server = subprocess.Popen(
+        [HPSEARCH, "dashboard", "--port", "0"],
+        env={**os.environ, "HPSEARCH_STORAGE": storage_url},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert server.stdout is not None
+    yield server.stdout.readline().split()[0]
+    server.terminate()
+    server.wait(10)
+
+
+def test_the_study_s_page_lists_its_trials(page: Page, address: str, tmp_path: Path) -> None:
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(address)
+    expect(page.get_by_text("shown", exact=False).first).to_be_visible(timeout=20_000)
+    page.goto(f"{address}/studies/1/trials")
+    for number in range(3):
+        button = page.get_by_role("button", name=re.compile(f"Trial {number}"))
+        expect(button).to_be_visible(timeout=20_000)
+    picture = tmp_path / "dashboard.png"
+    page.screenshot(path=picture)
+    assert picture.stat().st_size > 10_000
+    assert errors == []

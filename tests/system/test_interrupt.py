@@ -1,0 +1,161 @@
+"""Ctrl-C and SIGTERM, on the real command in a real terminal and without one."""
+
+import contextlib
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HPSEARCH = str(Path(sys.executable).parent / "hpsearch")
+
+Hpsearch = Callable[..., subprocess.CompletedProcess[str]]
+Status = Callable[..., dict[str, Any]]
+
+OBJECTIVES = """
+import time
+from model.trial import EpochResult
+
+def short(parameters, context):
+    for epoch in range(1, context.epochs + 1):
+        time.sleep(0.3)
+        yield EpochResult(epoch, 0.01 * epoch, 1.0, 100.0, {})
+
+def long(parameters, context):
+    yield EpochResult(1, 0.1, 1.0, 100.0, {})
+    time.sleep(600)
+"""
+
+STUDY = """
+name = "own"
+[trial]
+epochs = 20
+objective = "objectives:short"
+[space]
+x = { low = 0.0, high = 1.0 }
+[sampler]
+name = "random"
+[pruner]
+name = "none"
+[budget]
+trials = 2
+"""
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    (tmp_path / "objectives.py").write_text(OBJECTIVES)
+    file = tmp_path / "own.toml"
+    file.write_text(STUDY)
+    return file
+
+
+class Terminal:
+    """A command in a terminal of its own, as a person would have it."""
+
+    def __init__(self, *arguments: object, cwd: Path) -> None:
+        self.pid, self.descriptor = pty.fork()
+        if self.pid == 0:
+            os.chdir(cwd)
+            os.environ.update(COLUMNS="120", LINES="40", TERM="xterm-256color")
+            os.execv(HPSEARCH, ["hpsearch", *map(str, arguments)])
+        self.output = ""
+
+    def read_until(self, text: str, seconds: float = 60) -> None:
+        deadline = time.monotonic() + seconds
+        while text not in self.output:
+            assert time.monotonic() < deadline, f"never saw {text!r} in: {self.output[-3000:]}"
+            self._read()
+
+    def _read(self) -> bool:
+        if not select.select([self.descriptor], [], [], 0.2)[0]:
+            return True
+        try:
+            chunk = os.read(self.descriptor, 65536)
+        except OSError:  # Linux says so when the other side has been closed.
+            return False
+        self.output += chunk.decode(errors="replace")
+        return bool(chunk)
+
+    def press_ctrl_c(self) -> None:
+        os.write(self.descriptor, b"\x03")
+
+    def exit_code(self, seconds: float = 60) -> int:
+        deadline = time.monotonic() + seconds
+        while self._read():
+            assert time.monotonic() < deadline, self.output[-3000:]
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+    def close(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+
+
+def test_ctrl_c_ends_after_the_epoch_and_the_same_command_continues(
+    hpsearch: Hpsearch, status: Status, study: Path, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path / 'a.db'}"
+    terminal = Terminal("run", study, "--workers", 2, "--storage", url, cwd=tmp_path)
+    try:
+        terminal.read_until("2/20")
+        assert "Ctrl-C stops" in terminal.output
+        terminal.press_ctrl_c()
+        assert terminal.exit_code(20) == 130
+    finally:
+        terminal.close()
+    assert "to continue: hpsearch run" in terminal.output
+    stopped = status("own", url)
+    assert (stopped["running"], stopped["failed"], stopped["waiting"]) == (0, 0, 2)
+
+    result = hpsearch("run", study, "--workers", 2, "--storage", url)
+    assert result.returncode == 0, result.stderr
+    found = status("own", url)
+    assert (found["complete"], found["waiting"], found["failed"]) == (2, 0, 0)
+    assert sorted(trial["number"] for trial in found["top"]) == [0, 1]
+
+
+def test_ctrl_c_twice_abandons_a_long_epoch(status: Status, study: Path, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'a.db'}"
+    settings = ("--set", "trial.objective=objectives:long")
+    terminal = Terminal("run", study, "--workers", 1, "--storage", url, *settings, cwd=tmp_path)
+    try:
+        terminal.read_until("1/20")
+        terminal.press_ctrl_c()
+        terminal.read_until("Ctrl-C again")
+        started = time.monotonic()
+        terminal.press_ctrl_c()
+        assert terminal.exit_code(20) == 130
+        assert time.monotonic() - started < 8
+    finally:
+        terminal.close()
+    stopped = status("own", url)
+    assert (stopped["running"], stopped["waiting"]) == (0, 1)
+
+
+def test_sigterm_makes_a_worker_hand_its_trial_back(
+    status: Status, study: Path, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path / 'a.db'}"
+    worker = subprocess.Popen(
+        [HPSEARCH, "worker", study, "--storage", url],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert worker.stderr is not None
+    for line in worker.stderr:
+        if "epoch 2 of 20" in line:
+            break
+    worker.terminate()
+    _, output = worker.communicate(timeout=30)
+    assert worker.returncode == 143
+    assert "handed back" in output
+    stopped = status("own", url)
+    assert (stopped["running"], stopped["waiting"], stopped["failed"]) == (0, 1, 0)

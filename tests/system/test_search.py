@@ -1,0 +1,297 @@
+"""The main job, with real processes, real databases and real images."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from data.dataset import load_dataset
+from data.split import split_for_training
+from model.evaluate import accuracy
+from model.exported import load
+from studies.config import load_study_file
+
+Hpsearch = Callable[..., subprocess.CompletedProcess[str]]
+Status = Callable[..., dict[str, Any]]
+
+# All but the first of these rates learn nothing, so that the pruner has something to prune; the
+# first is the notebook's, so that trial 0 is good.
+STUDY = """
+name = "tiny"
+[trial]
+epochs = 3
+precision = "fp32"
+[space]
+learning_rate = [1e-3, 1e-7, 1e-8, 1e-9]
+batch_size = [64, 128]
+width = 4
+[sampler]
+name = "gp"
+startup_trials = 2
+[pruner]
+startup_trials = 1
+warmup_epochs = 0
+[budget]
+trials = 8
+[checkpoints]
+keep = 1
+"""
+
+
+@pytest.fixture
+def study_file(tmp_path: Path) -> Path:
+    file = tmp_path / "tiny.toml"
+    file.write_text(STUDY)
+    return file
+
+
+def test_a_search_ends_with_exactly_its_trials_and_the_best_model(
+    hpsearch: Hpsearch, status: Status, study_file: Path, storage_url: str, tmp_path: Path
+) -> None:
+    first = hpsearch("run", study_file, "--trials", 1, "--workers", 1, HPSEARCH_STORAGE=storage_url)
+    assert first.returncode == 0, first.stderr
+    assert "study 'tiny' created" in first.stdout
+
+    second = hpsearch("run", study_file, "--workers", 2, HPSEARCH_STORAGE=storage_url)
+    assert second.returncode == 0, second.stderr
+    assert "study 'tiny' continues" in second.stdout
+    assert "1 trials finished so far" in second.stdout
+
+    found = status("tiny", storage_url)
+    assert found["finished"] == 8
+    assert found["complete"] + found["pruned"] == 8
+    assert found["pruned"] >= 1
+    assert (found["running"], found["failed"]) == (0, 0)
+    numbers = [
+        int(number) for number in re.findall(r" trial (\d+): \{", first.stderr + second.stderr)
+    ]
+    assert sorted(numbers) == list(range(8)), "each trial was run once"
+    workers = {line.split()[1] for line in second.stderr.splitlines() if "epoch 1 of" in line}
+    assert len(workers) == 2
+
+    (model,) = re.findall(r"^model: (.*)$", second.stdout, flags=re.MULTILINE)
+    exported = tmp_path / model
+    trial = json.loads((exported / "trial.json").read_text())
+    best = found["best"]
+    assert trial["trial"] == best["number"]
+    assert trial["validation_accuracy"] == best["value"] == max(best["accuracies"])
+    assert trial["parameters"]["learning_rate"] == best["parameters"]["learning_rate"] == 1e-3
+    checkpoints = list(exported.parent.glob("checkpoints/*.safetensors"))
+    assert len(checkpoints) == 1, "only the best one is kept"
+
+    # Measured once more, from the folder alone.
+    config = load_study_file(str(study_file))
+    dataset = load_dataset("cifar10-mini", tmp_path / "var")
+    data = split_for_training(dataset, config.data.validation_fraction, config.seed)
+    classifier = load(exported)
+    torch.set_num_threads(1)
+    assert accuracy(classifier.model, data.validation, data.normalisation) == best["value"]
+    assert accuracy(classifier.model, dataset.test, data.normalisation) == trial["test_accuracy"]
+    assert trial["test_accuracy"] > 0.15, "better than chance"
+
+
+def test_the_first_trial_is_the_notebook_s(
+    hpsearch: Hpsearch, status: Status, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path / 'a.db'}"
+    result = hpsearch(
+        *("run", "quickstart", "--trials", 1, "--workers", 2, "--name", "baseline"),
+        *("--set", "space.width=4", "--set", "trial.epochs=1", "--storage", url),
+    )
+    assert result.returncode == 0, result.stderr
+    best = status("baseline", url)["best"]
+    parameters = best["parameters"]
+    assert best["number"] == 0
+    assert (parameters["optimizer"], parameters["learning_rate"]) == ("adam", 1e-3)
+    assert (parameters["batch_size"], parameters["augmentation"]) == (64, "flip+resized-crop")
+
+
+def test_a_finished_study_is_not_searched_again(hpsearch: Hpsearch, tmp_path: Path) -> None:
+    arguments = ("run", "quickstart", "--trials", 1, "--workers", 1)
+    settings = ("--set", "space.width=4", "--set", "trial.epochs=1")
+    hpsearch(*arguments, *settings)
+    again = hpsearch(*arguments, *settings)
+    assert again.returncode == 0, again.stderr
+    assert "continues" in again.stdout
+    assert "epoch 1" not in again.stderr
+    assert "best: trial 0" in again.stdout
+
+
+OBJECTIVES = """
+import os
+import time
+from model.trial import Diverged, EpochResult
+
+def curve(parameters, context):
+    for epoch in range(1, context.epochs + 1):
+        if parameters["x"] == "raises" and epoch == 2:
+            raise RuntimeError("out of luck")
+        if parameters["x"] == "diverges" and epoch == 2:
+            raise Diverged("the loss was nan in epoch 2")
+        yield EpochResult(epoch, 0.1 * epoch, 1.0, 100.0, {})
+
+def killer(parameters, context):
+    yield EpochResult(1, 0.1, 1.0, 100.0, {})
+    os.kill(os.getpid(), 9)
+
+def slow(parameters, context):
+    for epoch in range(1, context.epochs + 1):
+        time.sleep(0.5)
+        yield EpochResult(epoch, 0.1, 1.0, 100.0, {})
+
+def hanging(parameters, context):
+    yield EpochResult(1, 0.1, 1.0, 100.0, {})
+    time.sleep(600)
+"""
+
+OWN_STUDY = """
+name = "own"
+[trial]
+epochs = 3
+objective = "objectives:curve"
+[space]
+x = ["works", "raises", "diverges"]
+[sampler]
+name = "grid"
+[pruner]
+name = "none"
+[budget]
+trials = 3
+"""
+
+
+@pytest.fixture
+def own_study(tmp_path: Path) -> Path:
+    (tmp_path / "objectives.py").write_text(OBJECTIVES)
+    file = tmp_path / "own.toml"
+    file.write_text(OWN_STUDY)
+    return file
+
+
+def test_a_trial_that_raises_or_diverges_is_recorded_and_the_search_goes_on(
+    hpsearch: Hpsearch, status: Status, own_study: Path, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path / 'a.db'}"
+    result = hpsearch("run", own_study, "--workers", 1, "--storage", url)
+    assert result.returncode == 0, result.stderr
+    found = status("own", url)
+    assert (found["complete"], found["diverged"], found["failed"]) == (1, 1, 1)
+    assert "failed: RuntimeError: out of luck" in result.stderr
+    assert "diverged: the loss was nan in epoch 2" in result.stderr
+    assert found["best"]["parameters"] == {"x": "works"}
+
+
+def test_an_objective_of_one_s_own_is_exported_without_what_is_not_known(
+    hpsearch: Hpsearch, own_study: Path, tmp_path: Path
+) -> None:
+    hpsearch("run", own_study, "--workers", 1)
+    result = hpsearch("export", "own", "--output", "best")
+    assert result.returncode == 0, result.stderr
+    trial = json.loads((tmp_path / "best" / "trial.json").read_text())
+    assert trial["test_accuracy"] is None
+    assert trial["objective"] == "objectives:curve"
+
+
+def test_a_worker_runs_no_code_that_only_the_database_names(
+    hpsearch: Hpsearch, own_study: Path
+) -> None:
+    hpsearch("run", own_study, "--workers", 1)
+    refused = hpsearch("worker", "own")
+    assert refused.returncode == 2
+    assert "--allow-objective objectives:curve" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    allowed = hpsearch("worker", "own", "--allow-objective", "objectives:curve")
+    assert allowed.returncode == 0, allowed.stderr
+
+
+def test_a_search_in_which_every_trial_fails_ends_with_the_reason(
+    hpsearch: Hpsearch, own_study: Path
+) -> None:
+    settings = ("--set", "space.x=raises", "--set", "sampler.name=random", "--name", "hopeless")
+    result = hpsearch("run", own_study, "--workers", 1, *settings)
+    assert result.returncode == 1
+    assert "the last 10 trials all failed; trial 9: RuntimeError: out of luck" in result.stderr
+
+
+def test_a_killed_worker_is_reported_and_leaves_no_trial_running(
+    hpsearch: Hpsearch, status: Status, own_study: Path, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path / 'a.db'}"
+    settings = ("--set", "trial.objective=objectives:killer", "--name", "killed")
+    result = hpsearch("run", own_study, "--workers", 1, "--storage", url, *settings)
+    assert result.returncode == 1
+    assert "worker 1: was killed by SIGKILL" in result.stdout
+    found = status("killed", url)
+    assert (found["running"], found["failed"]) == (0, 1)
+
+
+def test_minutes_end_a_search_that_has_no_number_of_trials(
+    hpsearch: Hpsearch, status: Status, own_study: Path, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path / 'a.db'}"
+    study = own_study.read_text().replace("trials = 3", "minutes = 0.03")
+    study = study.replace('name = "grid"', 'name = "random"').replace(":curve", ":slow")
+    own_study.write_text(study)
+    result = hpsearch("run", own_study, "--workers", 1, "--storage", url)
+    assert result.returncode == 0, result.stderr
+    assert "the time is up" in result.stderr
+    found = status("own", url)
+    assert found["finished"] >= 1
+    assert found["running"] == 0
+
+
+def test_a_password_reaches_no_output_and_no_process_list(
+    hpsearch: Hpsearch, own_study: Path, postgres_url: str
+) -> None:
+    url = postgres_url.replace("postgres:@", "postgres:tell-no-one@")
+    if "tell-no-one" not in url:
+        url += "&password=tell-no-one"
+    spy = own_study.with_name("objectives.py")
+    spy.write_text(
+        spy.read_text().replace(
+            "def curve(parameters, context):",
+            "def curve(parameters, context):\n"
+            "    import pathlib, sys\n"
+            "    for file in pathlib.Path('/proc').glob('[0-9]*/cmdline'):\n"
+            "        try: line = file.read_bytes()\n"
+            "        except OSError: continue\n"
+            "        assert b'tell-no-' b'one' not in line, line",
+        )
+    )
+    result = hpsearch("run", own_study, "--workers", 1, HPSEARCH_STORAGE=url)
+    shown = hpsearch("status", HPSEARCH_STORAGE=url)
+    assert "1 complete" in shown.stdout
+    assert "tell-no-one" not in result.stdout + result.stderr + shown.stdout + shown.stderr
+
+
+def test_the_python_that_the_exported_readme_shows_works(
+    hpsearch: Hpsearch, tmp_path: Path
+) -> None:
+    settings = ("--set", "space.width=4", "--set", "trial.epochs=1")
+    hpsearch("run", "quickstart", "--trials", 1, "--workers", 1, *settings)
+    result = hpsearch("export", "quickstart", "--output", "best")
+    assert result.returncode == 0, result.stderr
+    readme = (tmp_path / "best" / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
+    assert len([line for line in code.splitlines() if line]) <= 5
+
+    from torchvision.io import write_jpeg
+
+    dataset = load_dataset("cifar10-mini", tmp_path / "var")
+    write_jpeg(dataset.test.images[0], str(tmp_path / "photo.jpg"))
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert re.fullmatch(r"\w+ \d+\.\d%\n", ran.stdout)
+
+    predicted = hpsearch("predict", "best", "photo.jpg")
+    assert predicted.stdout == f"photo.jpg: {ran.stdout}"
+    as_json = json.loads(hpsearch("predict", "best", "photo.jpg", "--json").stdout)
+    assert as_json[0]["label"] in dataset.classes
