@@ -13,6 +13,7 @@ from rich.live import Live
 
 from data.errors import UserError
 from search.budget import Turn, next_turn
+from search.device import taken_device
 from search.export import Exported, best_record, export_best
 from search.launch import (
     Interruptions,
@@ -232,19 +233,19 @@ def run_worker(
             f"study {name!r} wants to run {objective_name!r}; if you trust it, start this worker "
             f"with --allow-objective {objective_name}"
         )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     minutes = settings.budget.minutes
-    logger.info("joined study %s on %s", name, device)
-    Worker(
-        opened=prepared.opened,
-        storage=storage,
-        objective=load_objective(objective_name),
-        data=prepared.data.to(device),
-        device=device,
-        checkpoints=checkpoint_directory(prepared.opened, root),
-        stop=stop,
-        deadline=None if minutes is None else time.time() + 60 * minutes,
-    ).work()
+    with taken_device(root) as device:
+        logger.info("joined study %s on %s", name, device)
+        Worker(
+            opened=prepared.opened,
+            storage=storage,
+            objective=load_objective(objective_name),
+            data=prepared.data.to(device),
+            device=device,
+            checkpoints=checkpoint_directory(prepared.opened, root),
+            stop=stop,
+            deadline=None if minutes is None else time.time() + 60 * minutes,
+        ).work()
     return stop.exit_code
 
 

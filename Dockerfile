@@ -1,0 +1,20 @@
+# hpsearch, installed in /app from its checkout, as an ordinary user. The default torch is the CUDA
+# build; EXTRA_INDEX_URL can name an index that has smaller, CPU-only ones.
+FROM python:3.12-slim
+
+ARG EXTRA_INDEX_URL=""
+ENV PIP_NO_CACHE_DIR=1 PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+
+WORKDIR /app
+COPY . .
+RUN PIP_EXTRA_INDEX_URL="$EXTRA_INDEX_URL" pip install --editable '.[postgres]'
+
+# What a run makes: a volume, which takes over the owner of this folder.
+RUN useradd --uid 10001 --create-home hpsearch \
+    && mkdir --parents var \
+    && chown hpsearch var
+ENV HPSEARCH_DIRECTORY=/app/var
+VOLUME /app/var
+USER hpsearch
+
+ENTRYPOINT ["hpsearch"]

@@ -1,0 +1,50 @@
+"""Which device a worker trains on, where nobody has assigned one."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+
+
+@contextmanager
+def taken_device(root: Path) -> Iterator[torch.device]:
+    """The GPU that the fewest workers use, taken for as long as the context lasts; else the CPU.
+
+    `hpsearch run` shows each of its workers one GPU only. Workers that are started one by one, or
+    as containers that all see all GPUs, find out by locks in a directory that they share.
+
+    Args:
+        root: the directory for what a run makes.
+    """
+    if not torch.cuda.is_available():
+        yield torch.device("cpu")
+        return
+    count = torch.cuda.device_count()
+    # By identifier, not by index: other machines may share the directory.
+    gpus = [str(torch.cuda.get_device_properties(index).uuid) for index in range(count)]
+    index, lock = take(gpus, root / "gpus")
+    with lock:
+        yield torch.device("cuda", index)
+
+
+def take(gpus: Sequence[str], directory: Path) -> tuple[int, FileLock]:
+    """Take a place on the GPU that the fewest processes have taken; of equals the first.
+
+    A place is a locked file. The operating system unlocks the files of a process that dies.
+
+    Returns:
+        An index of `gpus`, and the lock, to be held for as long as the GPU is used.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    place = 0
+    while True:
+        for index, gpu in enumerate(gpus):
+            lock = FileLock(directory / f"{gpu}-{place}.lock", blocking=False)
+            try:
+                lock.acquire()
+            except Timeout:
+                continue
+            return index, lock
+        place += 1
