@@ -1,0 +1,77 @@
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torchvision.utils import save_image
+
+from data.dataset import CIFAR10_NORMALISATION
+from data.errors import UserError
+from model.evaluate import normalise
+from model.exported import load
+from model.resnet import ResNet
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An exported model of two classes."""
+    torch.manual_seed(0)
+    folder = tmp_path / "best"
+    folder.mkdir()
+    save_file(ResNet(2, width=4).state_dict(), folder / "model.safetensors")
+    description = {
+        "parameters": {"width": 4, "optimizer": "sgd"},
+        "data": {"classes": ["cat", "dog"], "normalisation": asdict(CIFAR10_NORMALISATION)},
+    }
+    (folder / "trial.json").write_text(json.dumps(description))
+    return folder
+
+
+def test_a_prediction_is_what_the_network_says(folder: Path, tmp_path: Path) -> None:
+    images = torch.rand(3, 3, 32, 32).mul(255).round() / 255
+    paths = []
+    for number, image in enumerate(images):
+        paths.append(tmp_path / f"{number}.png")
+        save_image(image, paths[-1])
+    classifier = load(folder)
+    with torch.inference_mode():
+        outputs = classifier.model(normalise(images, classifier.normalisation)).softmax(dim=1)
+    for prediction, row in zip(classifier.predict(paths), outputs, strict=True):
+        assert prediction.label == ("cat", "dog")[int(row.argmax())]
+        assert prediction.probability == pytest.approx(float(row.max()), abs=1e-4)
+    assert classifier.predict([]) == []
+
+
+@pytest.mark.parametrize("missing", ["model.safetensors", "trial.json"])
+def test_a_folder_that_is_not_an_export_is_named(folder: Path, missing: str) -> None:
+    (folder / missing).unlink()
+    with pytest.raises(UserError, match="best: not an exported model"):
+        load(folder)
+
+
+def test_damaged_weights_are_named(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(UserError, match="best: a damaged export"):
+        load(folder)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"parameters": {"width": 8}, "data": {}}'])
+def test_a_damaged_description_is_named(folder: Path, text: str) -> None:
+    (folder / "trial.json").write_text(text)
+    with pytest.raises(UserError, match="best: a damaged export") as error:
+        load(folder)
+    assert "\n" not in " ".join(str(error.value).split())
+
+
+def test_weights_of_another_network_are_refused(folder: Path) -> None:
+    save_file(ResNet(2, width=8).state_dict(), folder / "model.safetensors")
+    with pytest.raises(UserError, match="best: a damaged export"):
+        load(folder)
+
+
+def test_an_image_that_cannot_be_read_is_named(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"trial\.json: not a readable image"):
+        load(folder).predict([folder / "trial.json"])
