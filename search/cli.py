@@ -160,7 +160,8 @@ def worker(
     from studies.config import is_study_file
     from studies.storage import open_storage
 
-    config = _study_file(study, {}) if is_study_file(study) else None
+    overrides = {"data.source": data} if data else {}
+    config = _study_file(study, overrides) if is_study_file(study) else None
     with_storage = open_storage(storage, create=config is not None)
     _log_to_terminal()
     raise typer.Exit(run_worker(config, study, with_storage, directory, data, allow_objective))

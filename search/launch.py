@@ -190,7 +190,10 @@ def _after_end(
     worker: WorkerProcess, study: Study, storage: BaseStorage, interrupted: bool
 ) -> str | None:
     code = worker.process.returncode
-    if code == 0 or (interrupted and code in EXIT_CODES.values()):
+    # Negative: the signal came while the worker was starting and had not prepared for it.
+    if code == 0 or (
+        interrupted and code in (*EXIT_CODES.values(), -signal.SIGINT, -signal.SIGTERM)
+    ):
         return None
     if code < 0:
         reason = f"its worker was killed by {signal.Signals(-code).name}"

@@ -175,7 +175,7 @@ def _finish(
         console.print("no trial is complete, so there is no model to export")
         return 1
     output = opened.directory(options.root) / "best"
-    exported = export_best(prepared, options.root, output, torch.device("cpu"))
+    exported = export_best(prepared, options.root, output, _any_device())
     console.print(describe(exported), highlight=False, markup=False)
     return 1 if troubles else 0
 
@@ -218,8 +218,6 @@ def run_worker(
     Returns:
         The exit code: 0, or 128 + signal if asked to stop.
     """
-    stop = StopRequest()
-    stop.install()
     name = config.name if config else study
     if config and not exists(storage, name):
         prepared = create_from_file(storage, config, study, root)
@@ -234,6 +232,8 @@ def run_worker(
             f"with --allow-objective {objective_name}"
         )
     minutes = settings.budget.minutes
+    stop = StopRequest()
+    stop.install()
     with taken_device(root) as device:
         logger.info("joined study %s on %s", name, device)
         Worker(
@@ -255,5 +255,8 @@ def export_study(
     """Run `hpsearch export`; see `export_best`."""
     best_record(open_study(storage, name))  # Says so before the data are read if there is none.
     prepared = join(storage, name, root, source)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return export_best(prepared, root, output, device)
+    return export_best(prepared, root, output, _any_device())
+
+
+def _any_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
