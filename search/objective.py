@@ -108,6 +108,7 @@ def run_trial(
     Raises:
         Exception: of the storage. What the objective raises is an outcome, not an exception.
     """
+    reported_before = trial.storage.get_trial(trial._trial_id).intermediate_values.keys()
     accuracies: list[float] = []
     epochs: Iterator[EpochResult] | None = None
     while len(accuracies) < context.epochs:
@@ -133,7 +134,11 @@ def run_trial(
             trial.set_user_attr(BEST_EPOCH, result.epoch)
         accuracies.append(accuracy)
         trial.set_user_attr(IMAGES_PER_SECOND, round(result.images_per_second))
-        trial.report(accuracy, step=result.epoch)
+        if result.epoch in reported_before:
+            # A trial that was handed back runs again; trial.report would ignore the new value.
+            trial.storage.set_trial_intermediate_value(trial._trial_id, result.epoch, accuracy)
+        else:
+            trial.report(accuracy, step=result.epoch)
         logger.info(
             "trial %d: epoch %d of %d, validation accuracy %.2f%%, loss %.4f, %.0f images/s",
             trial.number,

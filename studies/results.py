@@ -27,7 +27,7 @@ class TrialRecord:
     accuracies: tuple[float, ...]
     """Validation accuracy after each epoch, in [0, 1]."""
     value: float | None
-    """The best of them, or None before the first."""
+    """What a complete trial is judged by; of others, the best so far, or None before the first."""
     worker: str | None
     images_per_second: float | None
     reason: str | None
@@ -61,6 +61,7 @@ def record(trial: FrozenTrial) -> TrialRecord:
     accuracies = tuple(
         trial.intermediate_values[step] for step in sorted(trial.intermediate_values)
     )
+    complete = trial.state == TrialState.COMPLETE
     attributes = trial.user_attrs
     seconds = trial.duration.total_seconds() if trial.duration else None
     return TrialRecord(
@@ -68,7 +69,7 @@ def record(trial: FrozenTrial) -> TrialRecord:
         state=_state(trial),
         parameters=dict(trial.params),
         accuracies=accuracies,
-        value=max(accuracies, default=None),
+        value=trial.value if complete else max(accuracies, default=None),
         worker=attributes.get(WORKER),
         images_per_second=attributes.get(IMAGES_PER_SECOND),
         reason=attributes.get(ERROR) or attributes.get(DIVERGED),

@@ -139,6 +139,18 @@ def test_a_request_to_stop_ends_the_trial_after_its_epoch(
     assert outcome == Outcome(End.INTERRUPTED, (0.5, 0.6))
 
 
+def test_a_trial_that_is_run_again_reports_its_epochs_anew(
+    context: TrialContext, checkpoints: CheckpointDirectory, recwarn: pytest.WarningsRecorder
+) -> None:
+    trial, _ = run(epochs(0.4, 0.3), context, checkpoints)
+    trial = Trial(trial.study, trial._trial_id)
+    outcome = run_trial(trial, {}, epochs(0.1, 0.2, 0.3, 0.2), context, checkpoints, StopRequest())
+    assert outcome.end is End.COMPLETE
+    assert trial.study.trials[0].intermediate_values == {1: 0.1, 2: 0.2, 3: 0.3, 4: 0.2}
+    assert checkpoints.load(0).validation_accuracy == 0.3
+    assert len(recwarn) == 0
+
+
 def test_a_full_disk_does_not_end_the_trial(
     context: TrialContext, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

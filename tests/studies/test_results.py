@@ -41,6 +41,12 @@ def test_the_best_is_the_complete_trial_with_the_highest_epoch() -> None:
     assert (best.number, best.value, best.seconds) == (0, 0.7, 60.0)
 
 
+def test_a_complete_trial_is_judged_by_what_its_worker_told() -> None:
+    told = trial(0, TrialState.COMPLETE, 0.4, 0.9)
+    told.value = 0.4
+    assert record(told).value == 0.4
+
+
 def test_every_state_is_counted_apart() -> None:
     summary = summarise(
         [
