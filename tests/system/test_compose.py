@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,19 @@ def test_every_service_waits_for_the_database_and_has_few_rights(service: str) -
     assert settings["depends_on"] == {"postgres": {"condition": "service_healthy"}}
     assert settings["read_only"] is True
     assert settings["cap_drop"] == ["ALL"]
+    assert settings["security_opt"] == ["no-new-privileges:true"]
+
+
+@pytest.mark.parametrize("service", OURS)
+def test_a_service_ends_at_sigterm_whatever_it_is_doing(service: str) -> None:
+    """As process 1, without an init, hpsearch would not get a SIGTERM that it does not handle."""
+    assert MAIN["services"][service]["init"] is True
+
+
+def test_one_service_builds_the_image_that_the_others_use() -> None:
+    services = [MAIN["services"][name] for name in OURS]
+    assert sum("build" in service for service in services) == 1
+    assert {service["image"] for service in services} == {"hpsearch"}
 
 
 def test_the_database_is_checked_and_kept() -> None:
@@ -142,19 +156,32 @@ def test_the_command_of_each_service_works(postgres_url: str, tmp_path: Path) ->
         )
         assert result.returncode == 0, result.stderr
 
-    dashboard = subprocess.Popen(command("dashboard"), env=environment, cwd=tmp_path)
+    port = free_port()
+    serving = [port if word == "8080" else word for word in command("dashboard")]
+    dashboard = subprocess.Popen(serving, env=environment, cwd=tmp_path)
     try:
         finish(command("worker"))
         finish(command("export"))
         exported = json.loads((tmp_path / "var" / "best" / "trial.json").read_text())
         assert exported["study"] == "tiny"
-        wait_for_port(8080)
-        with urllib.request.urlopen("http://127.0.0.1:8080/api/studies", timeout=10) as response:
+        wait_for_port(int(port))
+        address = f"http://127.0.0.1:{port}"
+        with urllib.request.urlopen(f"{address}/dashboard", timeout=10) as page:
+            assert page.status == 200
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(f"{address}/api/studies", data=b"{}", timeout=10)
+        with urllib.request.urlopen(f"{address}/api/studies", timeout=10) as response:
             (summary,) = json.load(response)["study_summaries"]
         assert summary["study_name"] == "tiny"
     finally:
         dashboard.terminate()
         dashboard.wait(10)
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return str(probe.getsockname()[1])
 
 
 def wait_for_port(port: int) -> None:
