@@ -5,7 +5,7 @@ import pytest
 
 from data.errors import UserError
 from studies.config import Budget, load_study_file
-from studies.storage import open_storage
+from studies.storage import open_storage, quiet_optuna
 from studies.study import check_data, create_or_continue, open_study
 
 DIGEST = "0123456789abcdef"
@@ -60,7 +60,8 @@ def test_an_unknown_study_says_which_there_are(storage_url: str) -> None:
 
 def test_a_study_of_plain_optuna_is_not_touched(storage_url: str) -> None:
     storage = open_storage(storage_url, create=True)
-    optuna.create_study(study_name="theirs", storage=storage).ask()
+    with quiet_optuna():
+        optuna.create_study(study_name="theirs", storage=storage).ask()
     with pytest.raises(UserError, match="'theirs' was not made by hpsearch"):
         open_study(storage, "theirs")
 
