@@ -17,7 +17,7 @@ from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import TrialState
 
-from search.stop import EXIT_CODES
+from search.stop import STOPPED_EXIT_CODES
 from studies.results import ERROR, WORKER
 
 MOST_CPU_WORKERS = 4
@@ -126,20 +126,27 @@ def start_worker(
 
 
 class Interruptions:
-    """The SIGINTs and SIGTERMs that this process has received, in order."""
+    """The signals to stop that this process has received, in order."""
 
     def __init__(self) -> None:
         self.received: list[signal.Signals] = []
 
     def install(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._handle)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            # nohup, for one, has made this process ignore a signal for a reason.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._handle)
 
     @property
     def exit_code(self) -> int:
-        return EXIT_CODES[self.received[0]] if self.received else 0
+        return 128 + self.received[0] if self.received else 0
 
     def _handle(self, number: int, _: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            # The terminal is gone; writing to it would be an error.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stdout.fileno())
+            os.dup2(nowhere, sys.stderr.fileno())
         self.received.append(signal.Signals(number))
 
 
@@ -164,8 +171,11 @@ def supervise(
     running = list(workers)
     while running:
         while passed_on < len(interruptions.received):
+            received = interruptions.received[passed_on]
+            # The terminal was closed: workers know of no terminal.
+            number = signal.SIGTERM if received is signal.SIGHUP else received
             for worker in running:
-                worker.process.send_signal(interruptions.received[passed_on])
+                worker.process.send_signal(number)
             passed_on += 1
             last_passed_on = time.monotonic()
         if passed_on > 1 and time.monotonic() - last_passed_on > KILL_SECONDS:
@@ -192,7 +202,7 @@ def _after_end(
     code = worker.process.returncode
     # Negative: the signal came while the worker was starting and had not prepared for it.
     if code == 0 or (
-        interrupted and code in (*EXIT_CODES.values(), -signal.SIGINT, -signal.SIGTERM)
+        interrupted and code in (*STOPPED_EXIT_CODES, -signal.SIGINT, -signal.SIGTERM)
     ):
         return None
     if code < 0:

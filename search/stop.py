@@ -8,7 +8,8 @@ from types import FrameType
 GRACE_SECONDS = 10
 """A running epoch that ends within this time is finished, else abandoned."""
 
-EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+STOPPED_EXIT_CODES = (130, 143)
+"""Of a process that SIGINT or SIGTERM has stopped: 128 and the signal's number."""
 
 
 class Stopped(BaseException):
@@ -39,7 +40,7 @@ class StopRequest:
 
     @property
     def exit_code(self) -> int:
-        return EXIT_CODES[self.signal] if self.signal is not None else 0
+        return 128 + self.signal if self.signal is not None else 0
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         if self.signal is None:

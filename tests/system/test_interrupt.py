@@ -14,6 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.trial import TrialState
+
+from studies.results import WORKER
+from studies.storage import open_storage
+from studies.study import open_study
 
 HPSEARCH = str(Path(sys.executable).parent / "hpsearch")
 
@@ -138,6 +143,30 @@ def test_ctrl_c_twice_abandons_a_long_epoch(status: Status, study: Path, tmp_pat
         terminal.close()
     stopped = status("own", url)
     assert (stopped["running"], stopped["waiting"]) == (0, 1)
+
+
+def running_worker(url: str) -> int:
+    """The process of the worker that runs a trial."""
+    opened = open_study(open_storage(url), "own")
+    (trial,) = opened.study.get_trials(states=(TrialState.RUNNING,))
+    return int(trial.user_attrs[WORKER].rsplit("-", 1)[1])
+
+
+def test_a_terminal_that_is_closed_stops_the_search_and_leaves_no_worker(
+    status: Status, study: Path, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path / 'a.db'}"
+    terminal = Terminal("run", study, "--workers", 1, "--storage", url, cwd=tmp_path)
+    try:
+        terminal.read_until(r"[1-9]/20")
+        process = running_worker(url)
+        os.close(terminal.descriptor)
+        os.waitpid(terminal.pid, 0)
+    finally:
+        terminal.close()
+    assert not Path(f"/proc/{process}").exists()
+    stopped = status("own", url)
+    assert (stopped["running"], stopped["waiting"], stopped["failed"]) == (0, 1, 0)
 
 
 def test_sigterm_makes_a_worker_hand_its_trial_back(
