@@ -8,7 +8,7 @@ search: .venv/installed
 	$(BIN)/hpsearch run quickstart
 
 test: .venv/installed-dev
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -29,7 +29,6 @@ name = "tiny"
 validation_fraction = 0.5
 [trial]
 epochs = 3
-precision = "fp32"
 [space]
 learning_rate = [1e-3, 1e-7, 2e-7, 3e-7, 4e-7, 5e-7, 6e-7, 7e-7, 8e-7, 9e-7]
 batch_size = [64, 128]
