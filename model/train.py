@@ -69,6 +69,8 @@ def _check_choice(name: str, value: object, choices: Mapping[Any, Any] | tuple[s
 
 
 HYPERPARAMETER_NAMES = tuple(field.name for field in fields(Hyperparameters))
+FRACTIONAL = frozenset(field.name for field in fields(Hyperparameters) if field.type is float)
+"""Those that are not whole numbers or choices."""
 NOTEBOOK: Mapping[str, Any] = asdict(Hyperparameters())
 """The configuration that the project began with: every study's own baseline."""
 

@@ -324,6 +324,10 @@ def main() -> None:
         # The reader, such as head, has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except OSError as error:
+        # Of the files of this machine: a full disk, a folder that cannot be written.
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(f"{where}{error.strerror or error}", 1)
     except Exception as error:
         from studies.storage import storage_failure
 

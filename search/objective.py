@@ -17,7 +17,7 @@ from model.trial import Diverged, EpochResult, TrialContext
 from search.space import Space, examples
 from search.stop import Stopped, StopRequest
 from studies.checkpoints import Checkpoint, CheckpointDirectory
-from studies.config import DEFAULT_OBJECTIVE, StudyConfig
+from studies.config import DEFAULT_OBJECTIVE, Range, StudyConfig
 from studies.results import BEST_EPOCH, IMAGES_PER_SECOND
 
 Objective = Callable[[Mapping[str, Any], TrialContext], Iterator[EpochResult]]
@@ -73,8 +73,15 @@ def check_space(config: StudyConfig, origin: str) -> None:
     """
     if config.trial.objective != DEFAULT_OBJECTIVE:
         return
-    from model.train import parse_hyperparameters
+    from model.train import FRACTIONAL, parse_hyperparameters
 
+    for name in FRACTIONAL & config.space.keys():
+        parameter = config.space[name]
+        if isinstance(parameter, Range) and parameter.is_whole:
+            raise UserError(
+                f"{origin}: space.{name}: between whole numbers only whole numbers are tried; "
+                f"write low = {parameter.low}.0 and high = {parameter.high}.0"
+            )
     for name, value in examples(config.space):
         try:
             parse_hyperparameters({name: value})

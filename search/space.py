@@ -29,8 +29,8 @@ def make_space(parameters: Mapping[str, Parameter]) -> dict[str, BaseDistributio
 def _distribution(parameter: Parameter) -> BaseDistribution:
     if not isinstance(parameter, Range):
         return CategoricalDistribution(parameter)
-    if isinstance(parameter.low, int) and isinstance(parameter.high, int):
-        return IntDistribution(parameter.low, parameter.high, log=parameter.log)
+    if parameter.is_whole:
+        return IntDistribution(int(parameter.low), int(parameter.high), log=parameter.log)
     return FloatDistribution(parameter.low, parameter.high, log=parameter.log)
 
 

@@ -60,16 +60,21 @@ class Worker:
         study.sampler = make_sampler(config.sampler, seed)
         study.pruner = make_pruner(config.pruner, config.trial.epochs)
         may_create = config.sampler.name != "grid"
+        trials_before = len(study.get_trials(deepcopy=False))
         while not self.stop.requested:
             if self.deadline is not None and time.time() >= self.deadline:
                 logger.info("the time is up")
                 return
             with quiet_optuna():
                 fail_stale_trials(study)
-                check_failures(study.get_trials(deepcopy=False))
+                check_failures(study.get_trials(deepcopy=False)[trials_before:])
                 claimed = claim(study, self.storage, config.budget.trials, may_create)
             if isinstance(claimed, Trial):
-                self._run(claimed)
+                try:
+                    self._run(claimed)
+                except optuna.exceptions.UpdateFinishedTrialError:
+                    # Its heartbeat stopped for too long, for instance while a laptop was asleep.
+                    logger.warning("trial %d was taken for dead and ended", claimed.number)
             elif claimed is Turn.WAIT:
                 time.sleep(POLL_SECONDS)
             else:
@@ -89,10 +94,7 @@ class Worker:
             outcome = run_trial(
                 trial, parameters, self.objective, context, self.checkpoints, self.stop
             )
-            try:
-                self._tell(trial, outcome)
-            except optuna.exceptions.UpdateFinishedTrialError:
-                logger.warning("trial %d was ended by another process", trial.number)
+            self._tell(trial, outcome)
         records = [record(item) for item in self.opened.study.get_trials(deepcopy=False)]
         present = self.checkpoints.trial_numbers()
         self.checkpoints.remove(superfluous(present, records, config.checkpoints.keep))
@@ -102,19 +104,19 @@ class Worker:
         best = max(outcome.accuracies, default=0.0)
         epochs = len(outcome.accuracies)
         if outcome.end is End.COMPLETE:
-            study.tell(trial, best)
+            study.tell(trial, best, skip_if_finished=True)
             logger.info("trial %d: complete, best validation accuracy %.2f%%", number, 100 * best)
         elif outcome.end is End.PRUNED:
-            study.tell(trial, state=TrialState.PRUNED)
+            study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
             logger.info("trial %d: pruned after epoch %d at %.2f%%", number, epochs, 100 * best)
         elif outcome.end is End.DIVERGED:
             # In Optuna's terms pruned: it was stopped early and the search can learn from it.
             trial.set_user_attr(DIVERGED, outcome.reason)
-            study.tell(trial, state=TrialState.PRUNED)
+            study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
             logger.info("trial %d: diverged: %s", number, outcome.reason)
         elif outcome.end is End.FAILED:
             trial.set_user_attr(ERROR, outcome.reason)
-            study.tell(trial, state=TrialState.FAIL)
+            study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
             logger.error("trial %d: failed: %s", number, outcome.reason)
         else:
             hand_back(self.storage, trial._trial_id)

@@ -38,6 +38,11 @@ class Range(Section):
     high: int | float
     log: bool = False
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether only whole numbers are in it."""
+        return isinstance(self.low, int) and isinstance(self.high, int)
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.low >= self.high:

@@ -149,8 +149,9 @@ def exists(storage: BaseStorage, name: str) -> bool:
 
 
 def study_names(storage: BaseStorage) -> list[str]:
-    """The names of all studies in a storage, in the order of their creation."""
-    return [study.study_name for study in storage.get_all_studies()]
+    """The names of hpsearch's studies in a storage, in the order of their creation."""
+    studies = storage.get_all_studies()
+    return [study.study_name for study in studies if IDENTITY in study.user_attrs]
 
 
 def versions() -> dict[str, str]:

@@ -6,7 +6,7 @@ import pytest
 from data.errors import UserError
 from studies.config import Budget, load_study_file
 from studies.storage import open_storage, quiet_optuna
-from studies.study import check_data, create_or_continue, open_study
+from studies.study import check_data, create_or_continue, open_study, study_names
 
 DIGEST = "0123456789abcdef"
 
@@ -62,6 +62,7 @@ def test_a_study_of_plain_optuna_is_not_touched(storage_url: str) -> None:
     storage = open_storage(storage_url, create=True)
     with quiet_optuna():
         optuna.create_study(study_name="theirs", storage=storage).ask()
+    assert study_names(storage) == []
     with pytest.raises(UserError, match="'theirs' was not made by hpsearch"):
         open_study(storage, "theirs")
 

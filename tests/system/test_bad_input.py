@@ -117,6 +117,12 @@ def test_a_study_file_that_contradicts_the_study_is_refused_with_the_difference(
     assert_one_line(result, "trial.epochs: the study has 1, given is 2")
 
 
+def test_a_directory_that_cannot_be_used_is_named(hpsearch: Hpsearch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = hpsearch("run", "quickstart", "--directory", "file/var")
+    assert_one_line(result, "file/var/datasets: Not a directory", code=1)
+
+
 def test_predict_names_what_it_cannot_use(hpsearch: Hpsearch, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert_one_line(hpsearch("predict", "empty", "a.jpg"), "empty: not an exported model")

@@ -147,9 +147,18 @@ def slow(parameters, context):
         time.sleep(0.5)
         yield EpochResult(epoch, 0.1, 1.0, 100.0, {})
 
-def hanging(parameters, context):
+def robbed(parameters, context):
     yield EpochResult(1, 0.1, 1.0, 100.0, {})
-    time.sleep(600)
+    if parameters["x"] != "works":
+        import optuna
+        storage = optuna.storages.RDBStorage(os.environ["HPSEARCH_STORAGE"])
+        for trial in optuna.load_study(study_name="own", storage=storage).trials:
+            if trial.state == optuna.trial.TrialState.RUNNING:
+                storage.set_trial_state_values(trial._trial_id, optuna.trial.TrialState.FAIL)
+        if parameters["x"] == "diverges":
+            raise Diverged("when it was no longer its own")
+    yield EpochResult(2, 0.1, 1.0, 100.0, {})
+    yield EpochResult(3, 0.1, 1.0, 100.0, {})
 """
 
 OWN_STUDY = """
@@ -231,6 +240,33 @@ def test_a_killed_worker_is_reported_and_leaves_no_trial_running(
     assert "worker 1: was killed by SIGKILL" in result.stdout
     found = status("killed", url)
     assert (found["running"], found["failed"]) == (0, 1)
+
+
+def test_a_worker_whose_trial_was_taken_for_dead_goes_on_with_another(
+    hpsearch: Hpsearch, status: Status, own_study: Path, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path / 'a.db'}"
+    own_study.write_text(own_study.read_text().replace(":curve", ":robbed"))
+    result = hpsearch("run", own_study, "--workers", 1, "--storage", url)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("was taken for dead and ended") == 2
+    assert "Traceback" not in result.stderr
+    found = status("own", url)
+    assert (found["complete"], found["failed"], found["running"]) == (1, 2, 0)
+
+
+def test_a_search_in_which_every_trial_failed_can_be_tried_again_once_it_is_mended(
+    hpsearch: Hpsearch, status: Status, own_study: Path, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path / 'a.db'}"
+    arguments = ("run", own_study, "--workers", 1, "--storage", url)
+    settings = ("--set", "space.x=raises", "--set", "sampler.name=random")
+    assert hpsearch(*arguments, *settings).returncode == 1
+    objectives = tmp_path / "objectives.py"
+    objectives.write_text(objectives.read_text().replace("raise RuntimeError", "RuntimeError"))
+    mended = hpsearch(*arguments, *settings)
+    assert mended.returncode == 0, mended.stderr
+    assert status("own", url)["complete"] == 3
 
 
 def test_minutes_end_a_search_that_has_no_number_of_trials(
