@@ -90,11 +90,18 @@ def run(
     directory: DirectoryOption = DEFAULT_DIRECTORY,
 ) -> None:
     """Search: create or continue a study, run workers, and export the best model."""
-    overrides = _overrides(trials, minutes, name, data, settings or [])
-    config = _study_file(study, overrides)
+    from studies.config import is_study_file
     from studies.storage import open_storage
 
-    with_storage = open_storage(storage, create=True)
+    overrides = _overrides(trials, minutes, name, data, settings or [])
+    if is_study_file(study):
+        config = _study_file(study, overrides)
+        with_storage = open_storage(storage, create=True)
+    else:
+        from studies.study import stored_config
+
+        with_storage = open_storage(storage)
+        config = stored_config(with_storage, study, overrides)
     _log_to_terminal()
     from search.run import RunOptions, run_study
 

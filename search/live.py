@@ -144,7 +144,9 @@ def _hint(interruptions: int) -> str:
     if interruptions == 0:
         return "Ctrl-C stops; the same command continues."
     if interruptions == 1:
-        return "Stopping: running epochs are finished if they are short. Ctrl-C again: at once."
+        return (
+            "Stopping: running trials are handed back after a short epoch. Ctrl-C again: at once."
+        )
     return "Stopping now."
 
 

@@ -234,18 +234,21 @@ def run_worker(
     minutes = settings.budget.minutes
     stop = StopRequest()
     stop.install()
-    with taken_device(root) as device:
-        logger.info("joined study %s on %s", name, device)
-        Worker(
-            opened=prepared.opened,
-            storage=storage,
-            objective=load_objective(objective_name),
-            data=prepared.data.to(device),
-            device=device,
-            checkpoints=checkpoint_directory(prepared.opened, root),
-            stop=stop,
-            deadline=None if minutes is None else time.time() + 60 * minutes,
-        ).work()
+    try:
+        with taken_device(root) as device:
+            logger.info("joined study %s on %s", name, device)
+            Worker(
+                opened=prepared.opened,
+                storage=storage,
+                objective=load_objective(objective_name),
+                data=prepared.data.to(device),
+                device=device,
+                checkpoints=checkpoint_directory(prepared.opened, root),
+                stop=stop,
+                deadline=None if minutes is None else time.time() + 60 * minutes,
+            ).work()
+    finally:
+        stop.disarm()
     return stop.exit_code
 
 

@@ -34,6 +34,10 @@ class StopRequest:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
             signal.signal(number, self._handle)
 
+    def disarm(self) -> None:
+        """Cancel the end of the grace period: it must not kill a process that is leaving."""
+        signal.alarm(0)
+
     @property
     def requested(self) -> bool:
         return self.signal is not None

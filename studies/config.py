@@ -1,5 +1,6 @@
 """The study file: TOML in, frozen and validated settings out."""
 
+import copy
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -177,19 +178,25 @@ def load_study_file(study: str, overrides: Mapping[str, Any] | None = None) -> S
         ) from error
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{study}: not TOML: {error}") from error
-    for key, value in (overrides or {}).items():
-        _set(content, key, value)
-    return parse_study(content, study)
+    return parse_study(content, study, overrides)
 
 
-def parse_study(content: Mapping[str, Any], origin: str) -> StudyConfig:
+def parse_study(
+    content: Mapping[str, Any], origin: str, overrides: Mapping[str, Any] | None = None
+) -> StudyConfig:
     """Validate the content of a study file; `origin` is named in errors.
+
+    Args:
+        overrides: dotted key to value, in place of what the content says.
 
     Raises:
         UserError: in one line, the first key that is wrong and why.
     """
+    content = copy.deepcopy(dict(content))
+    for key, value in (overrides or {}).items():
+        _set(content, key, value)
     try:
-        return StudyConfig.model_validate(dict(content))
+        return StudyConfig.model_validate(content)
     except ValidationError as error:
         raise UserError(f"{origin}: {_first_error(error)}") from error
 

@@ -14,7 +14,7 @@ from optuna.storages import BaseStorage
 from optuna.study import Study
 
 from data.errors import UserError
-from studies.config import Budget, StudyConfig, differences, parse_study
+from studies.config import DEFAULT_OBJECTIVE, Budget, StudyConfig, differences, parse_study
 from studies.storage import quiet_optuna
 
 CONFIG = "config"
@@ -111,6 +111,24 @@ def open_study(storage: BaseStorage, name: str) -> OpenedStudy:
         config=config.model_copy(update={"budget": budget}),
         identity=str(attributes[IDENTITY]),
     )
+
+
+def stored_config(storage: BaseStorage, name: str, overrides: Mapping[str, Any]) -> StudyConfig:
+    """The settings of an existing study, to continue it without its study file.
+
+    Args:
+        overrides: dotted key to value, in place of what is stored.
+
+    Raises:
+        UserError: there is no such study, or it runs code that only the database names.
+    """
+    config = open_study(storage, name).config
+    if config.trial.objective != DEFAULT_OBJECTIVE:
+        raise UserError(
+            f"study {name!r} runs {config.trial.objective!r}, which only the database says; "
+            "give its study file instead of its name"
+        )
+    return parse_study(config.model_dump(mode="json"), f"study {name!r}", overrides)
 
 
 def _attributes_when_created(study: Study) -> dict[str, Any]:

@@ -68,3 +68,12 @@ def test_after_the_grace_period_one_signal_stops(
         train()
     assert 0.5 < time.monotonic() - started < 5
     assert stop.exit_code == 143
+
+
+def test_a_process_that_is_leaving_is_not_killed_by_the_end_of_the_grace_period(
+    stop: StopRequest,
+) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.requested
+    stop.disarm()
+    assert signal.alarm(0) == 0, "no alarm is left"

@@ -99,7 +99,12 @@ def prepared(hpsearch: Hpsearch) -> None:
 
 @pytest.mark.usefixtures("prepared")
 def test_an_unknown_study_says_which_there_are(hpsearch: Hpsearch) -> None:
-    for command in (["status", "x"], ["worker", "x"], ["export", "x", "--output", "best"]):
+    for command in (
+        ["status", "x"],
+        ["run", "x"],
+        ["worker", "x"],
+        ["export", "x", "--output", "best"],
+    ):
         assert_one_line(hpsearch(*command), "no study 'x' in this storage; there: quickstart")
 
 

@@ -119,6 +119,11 @@ def test_a_finished_study_is_not_searched_again(hpsearch: Hpsearch, tmp_path: Pa
     settings = ("--set", "space.width=4", "--set", "trial.epochs=1")
     hpsearch(*arguments, *settings)
     again = hpsearch(*arguments, *settings)
+    renamed = hpsearch(*arguments, "--name", "other", *settings)
+    assert renamed.returncode == 0, renamed.stderr
+    continued = hpsearch("run", "other")
+    assert continued.returncode == 0, continued.stderr
+    assert "study 'other' continues" in continued.stdout
     assert again.returncode == 0, again.stderr
     assert "continues" in again.stdout
     assert "epoch 1" not in again.stderr
@@ -217,6 +222,9 @@ def test_a_worker_runs_no_code_that_only_the_database_names(
     assert refused.returncode == 2
     assert "--allow-objective objectives:curve" in refused.stderr
     assert "Traceback" not in refused.stderr
+    by_name = hpsearch("run", "own")
+    assert by_name.returncode == 2
+    assert "give its study file instead of its name" in by_name.stderr
     allowed = hpsearch("worker", "own", "--allow-objective", "objectives:curve")
     assert allowed.returncode == 0, allowed.stderr
 
