@@ -9,27 +9,25 @@ from optuna.pruners import (
     NopPruner,
     SuccessiveHalvingPruner,
 )
-from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 
+from search.sampler import CurveGPSampler
 from studies.config import PrunerSettings, SamplerSettings
 from studies.storage import quiet_optuna
 
 
-def make_sampler(settings: SamplerSettings, seed: int) -> BaseSampler:
+def make_sampler(settings: SamplerSettings, seed: int, epochs: int) -> BaseSampler:
     """The sampler that suggests parameters.
 
     A grid's points are enqueued when the study is created, so that its sampler has nothing to do.
 
     Args:
         seed: of this process: with the same seed, two workers would suggest the same.
+        epochs: of a full trial.
     """
     with quiet_optuna():
         if settings.name == "gp":
-            return GPSampler(
-                seed=seed,
-                n_startup_trials=settings.startup_trials,
-                warn_independent_sampling=False,
-            )
+            return CurveGPSampler(seed, settings.startup_trials, epochs)
         if settings.name == "tpe":
             return TPESampler(seed=seed, n_startup_trials=settings.startup_trials)
         return RandomSampler(seed=seed)

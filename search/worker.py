@@ -57,7 +57,7 @@ class Worker:
         """
         config, study = self.opened.config, self.opened.study
         seed = derived_seed(config.seed, socket.gethostname(), os.getpid(), time.time_ns())
-        study.sampler = make_sampler(config.sampler, seed)
+        study.sampler = make_sampler(config.sampler, seed, config.trial.epochs)
         study.pruner = make_pruner(config.pruner, config.trial.epochs)
         may_create = config.sampler.name != "grid"
         trials_before = len(study.get_trials(deepcopy=False))

@@ -192,11 +192,11 @@ def parse_study(
     Raises:
         UserError: in one line, the first key that is wrong and why.
     """
-    content = copy.deepcopy(dict(content))
+    settings = copy.deepcopy(dict(content))
     for key, value in (overrides or {}).items():
-        _set(content, key, value)
+        _set(settings, key, value)
     try:
-        return StudyConfig.model_validate(content)
+        return StudyConfig.model_validate(settings)
     except ValidationError as error:
         raise UserError(f"{origin}: {_first_error(error)}") from error
 

@@ -22,7 +22,9 @@ PRUNERS = get_args(PrunerSettings.model_fields["name"].annotation)
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler_suggests_points_of_the_space(name: str) -> None:
     settings = SamplerSettings.model_validate({"name": name, "startup_trials": 2})
-    study = optuna.create_study(sampler=make_sampler(settings, seed=0), direction="maximize")
+    study = optuna.create_study(
+        sampler=make_sampler(settings, seed=0, epochs=10), direction="maximize"
+    )
     for _ in range(4):
         trial = study.ask()
         parameters = suggest(trial, SPACE)
@@ -35,7 +37,9 @@ def test_every_sampler_suggests_points_of_the_space(name: str) -> None:
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_gaussian_process_climbs_to_the_best_rate(seed: int) -> None:
     settings = SamplerSettings(name="gp", startup_trials=4)
-    study = optuna.create_study(sampler=make_sampler(settings, seed), direction="maximize")
+    study = optuna.create_study(
+        sampler=make_sampler(settings, seed, epochs=10), direction="maximize"
+    )
     for _ in range(12):
         trial = study.ask()
         study.tell(trial, suggest(trial, SPACE)["learning_rate"])

@@ -1,0 +1,139 @@
+"""Record real learning curves of the shipped search space, to search on without training.
+
+    python -m tests.benchmarks.curves --configurations 300 --processes 2
+
+Every second configuration is the next point of a scrambled Sobol sequence over the space of
+`studies/cifar10.toml`, the others are uniform at random. Each is trained for ten epochs on
+CIFAR-10 mini at reduced width, without pruning. The table is `curves.jsonl`: a line that says how
+it was made, then one line a configuration. Run it again to add what is missing.
+"""
+
+import argparse
+import json
+import math
+import multiprocessing
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+
+TABLE = Path(__file__).parent / "curves.jsonl"
+SEED = 0
+WIDTH = 8
+EPOCHS = 10
+
+
+def table_space() -> dict[str, BaseDistribution]:
+    """The space of `studies/cifar10.toml` at the table's width."""
+    from search.space import make_space
+    from studies.config import load_study_file
+
+    return make_space(load_study_file("cifar10", {"space.width": WIDTH}).space)
+
+
+def configuration(index: int, space: Mapping[str, BaseDistribution]) -> dict[str, Any]:
+    """The parameters of a row, which depend on its index and `SEED` alone."""
+    from scipy.stats import qmc
+
+    if index % 2 == 0:
+        sequence = qmc.Sobol(len(space), scramble=True, rng=np.random.default_rng(SEED))
+        point = sequence.random(index // 2 + 1)[-1]
+    else:
+        point = np.random.default_rng((SEED, index)).random(len(space))
+    return {name: at(item, float(u)) for (name, item), u in zip(space.items(), point, strict=True)}
+
+
+def at(distribution: BaseDistribution, quantile: float) -> Any:
+    """The value of a parameter at a quantile in [0, 1)."""
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices[int(quantile * len(distribution.choices))]
+    low, high = float(distribution.low), float(distribution.high)  # type: ignore[attr-defined]
+    if distribution.log:  # type: ignore[attr-defined]
+        return math.exp(math.log(low) + quantile * (math.log(high) - math.log(low)))
+    return low + quantile * (high - low)
+
+
+def train_row(index: int, cache: Path) -> dict[str, Any]:
+    import torch
+
+    from data.dataset import load_dataset
+    from data.split import split_for_training
+    from model.train import train
+    from model.trial import Diverged, TrialContext
+    from search.samplers import derived_seed
+
+    torch.set_num_threads(1)
+    parameters = configuration(index, table_space())
+    data = split_for_training(load_dataset("cifar10-mini", cache), 0.1, SEED)
+    context = TrialContext(data, torch.device("cpu"), EPOCHS, derived_seed(SEED, index), "auto")
+    started = time.perf_counter()
+    accuracies: list[float] = []
+    diverged = False
+    try:
+        for result in train(parameters, context):
+            accuracies.append(round(result.validation_accuracy, 5))
+    except Diverged:
+        diverged = True
+    return {
+        "index": index,
+        "parameters": parameters,
+        "accuracies": accuracies,
+        "diverged": diverged,
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def read_table(path: Path = TABLE) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """How the table was made, and its rows by index."""
+    first, *rows = (json.loads(line) for line in path.read_text().splitlines())
+    return first, sorted(rows, key=lambda row: row["index"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--configurations", type=int, default=300)
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    parser.add_argument("--minutes", type=float, default=math.inf)
+    parser.add_argument("--table", type=Path, default=TABLE)
+    parser.add_argument("--cache", type=Path, default=Path("var"))
+    arguments = parser.parse_args()
+    if not arguments.table.exists():
+        import optuna
+        import torch
+
+        made = {
+            "seed": SEED,
+            "data": "cifar10-mini, validation_fraction 0.1",
+            "width": WIDTH,
+            "epochs": EPOCHS,
+            "torch": torch.__version__.split("+")[0],
+            "optuna": optuna.__version__,
+            "bfloat16": torch.cpu._is_avx512_bf16_supported(),
+        }
+        arguments.table.write_text(json.dumps(made) + "\n")
+    done = {row["index"] for row in read_table(arguments.table)[1]}
+    todo = [index for index in range(arguments.configurations) if index not in done]
+    deadline = time.monotonic() + 60 * arguments.minutes
+    with (
+        multiprocessing.get_context("spawn").Pool(arguments.processes) as pool,
+        arguments.table.open("a") as file,
+    ):
+        jobs = [(index, arguments.cache) for index in todo]
+        for row in pool.imap_unordered(_train_row, jobs):
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            print(row["index"], row["seconds"], max(row["accuracies"], default=0.0), flush=True)
+            if time.monotonic() > deadline:
+                return
+
+
+def _train_row(job: tuple[int, Path]) -> dict[str, Any]:
+    return train_row(*job)
+
+
+if __name__ == "__main__":
+    main()

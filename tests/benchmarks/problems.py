@@ -1,0 +1,127 @@
+"""What the search benchmark searches: problems whose learning curves cost nothing to look up."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+EPOCHS = 10
+REFERENCES = 20_000
+"""Random configurations that tell what the best and the median are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """What a regret of 0 and of 1 mean on a problem."""
+
+    best: float
+    """The best value of `REFERENCES` random configurations, or the optimum where it is known."""
+    median: float
+
+    def regret(self, value: float) -> float:
+        """0 at the best, 1 at the median, below 0 beyond the best."""
+        return (self.best - value) / (self.best - self.median)
+
+
+class Problem(Protocol):
+    """A search space and the learning curve of each of its points."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def space(self) -> Mapping[str, Any]:
+        """As in a study file's `[space]`."""
+
+    @property
+    def scale(self) -> Scale: ...
+
+    def curve(self, parameters: Mapping[str, Any], seed: int) -> NDArray[np.float64]:
+        """Validation accuracy in [0, 1] after each of the ten epochs."""
+
+
+# LCBench --------------------------------------------------------------------------------------
+
+LCBENCH_DEVELOPMENT = frozenset(
+    {
+        *("7593", "34539", "126025", "126026", "126029", "146212", "167104", "167149"),
+        *("167152", "167161", "167168", "167181", "167184", "167185", "167200", "167201"),
+    }
+)
+"""Every choice was made on these tasks alone; the figures are of the others."""
+
+LCBENCH_SPACE: Mapping[str, Any] = {
+    "batch_size": {"low": 16, "high": 512, "log": True},
+    "learning_rate": {"low": 1e-4, "high": 1e-1, "log": True},
+    "momentum": {"low": 0.1, "high": 0.99},
+    "weight_decay": {"low": 1e-5, "high": 0.1},
+    "num_layers": {"low": 1, "high": 5},
+    "max_units": {"low": 64, "high": 1024, "log": True},
+    "max_dropout": {"low": 0.0, "high": 1.0},
+}
+
+
+class LCBench:
+    """A task of the LCBench surrogate (Zimmer, Lindauer and Hutter, 2021; YAHPO Gym).
+
+    Ten reports a trial: after epochs 5, 10, ... 50 of the surrogate's.
+    """
+
+    space = LCBENCH_SPACE
+
+    def __init__(self, directory: Path, task: str) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        self._session = onnxruntime.InferenceSession(str(directory / "model.onnx"), options)
+        self._task = _task_number(directory, task)
+        self.name = f"lcbench-{task}"
+        names = list(LCBENCH_SPACE)
+        points = np.random.default_rng(0).random((REFERENCES, len(names)))
+        rows = np.stack(
+            [_scaled(LCBENCH_SPACE[name], points[:, i]) for i, name in enumerate(names)], axis=1
+        )
+        values = self._curves(rows).max(axis=1)
+        self.scale = Scale(float(values.max()), float(np.median(values)))
+
+    def curve(self, parameters: Mapping[str, Any], seed: int) -> NDArray[np.float64]:
+        row = np.array([[parameters[name] for name in LCBENCH_SPACE]], dtype=np.float64)
+        curve: NDArray[np.float64] = self._curves(row)[0]
+        return curve
+
+    def _curves(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        steps = np.arange(1, EPOCHS + 1) * 5.0
+        continuous = np.column_stack([np.tile(steps, len(rows)), rows.repeat(EPOCHS, axis=0)])
+        task = np.full((len(continuous), 1), self._task, dtype=np.int32)
+        (output,) = self._session.run(
+            None, {"x_cont": continuous.astype(np.float32), "x_cat": task}
+        )
+        curves: NDArray[np.float64] = (output[:, 1].astype(np.float64) / 100).reshape(-1, EPOCHS)
+        return curves
+
+
+def lcbench_tasks(directory: Path) -> list[str]:
+    """All tasks of the surrogate."""
+    space = json.loads((directory / "config_space.json").read_text())
+    tasks: list[str] = space["hyperparameters"][0]["choices"]
+    return sorted(tasks, key=int)
+
+
+def _task_number(directory: Path, task: str) -> int:
+    encoding = json.loads((directory / "encoding.json").read_text())
+    number: int = encoding["OpenML_task_id"][task]
+    return number
+
+
+def _scaled(item: Mapping[str, Any], quantiles: NDArray[np.float64]) -> NDArray[np.float64]:
+    low, high = item["low"], item["high"]
+    if item.get("log"):
+        values = np.exp(np.log(low) + quantiles * (np.log(high) - np.log(low)))
+    else:
+        values = low + quantiles * (high - low)
+    return np.round(values) if isinstance(low, int) else values
