@@ -15,6 +15,9 @@ from search.sampler import CurveGPSampler
 from studies.config import PrunerSettings, SamplerSettings
 from studies.storage import quiet_optuna
 
+GP_STARTUP_TRIALS = 4
+TPE_STARTUP_TRIALS = 10  # Optuna's default
+
 
 def make_sampler(settings: SamplerSettings, seed: int, epochs: int) -> BaseSampler:
     """The sampler that suggests parameters.
@@ -27,9 +30,11 @@ def make_sampler(settings: SamplerSettings, seed: int, epochs: int) -> BaseSampl
     """
     with quiet_optuna():
         if settings.name == "gp":
-            return CurveGPSampler(seed, settings.startup_trials, epochs)
+            return CurveGPSampler(seed, settings.startup_trials or GP_STARTUP_TRIALS, epochs)
         if settings.name == "tpe":
-            return TPESampler(seed=seed, n_startup_trials=settings.startup_trials)
+            return TPESampler(
+                seed=seed, n_startup_trials=settings.startup_trials or TPE_STARTUP_TRIALS
+            )
         return RandomSampler(seed=seed)
 
 

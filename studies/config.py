@@ -98,8 +98,8 @@ class TrialSettings(Section):
 
 class SamplerSettings(Section):
     name: Literal["gp", "tpe", "random", "grid"] = "gp"
-    startup_trials: int = Field(default=10, ge=1)
-    """Random ones before the first suggestion from a model (gp, tpe)."""
+    startup_trials: int | None = Field(default=None, ge=1)
+    """Random ones before the first suggestion from a model: 4 for gp, 10 for tpe if not given."""
     grid_points: int = Field(default=3, ge=2)
     """How many values of a range are tried (grid)."""
 

@@ -124,4 +124,5 @@ def _scaled(item: Mapping[str, Any], quantiles: NDArray[np.float64]) -> NDArray[
         values = np.exp(np.log(low) + quantiles * (np.log(high) - np.log(low)))
     else:
         values = low + quantiles * (high - low)
-    return np.round(values) if isinstance(low, int) else values
+    scaled: NDArray[np.float64] = np.round(values) if isinstance(low, int) else values
+    return scaled
