@@ -135,7 +135,9 @@ def run_one(job: tuple[Run, Path]) -> Result:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     problem = LCBench(lcbench, run.problem.removeprefix("lcbench-"))
     config = make_config(run.strategy, problem.space)
-    seed = derived_seed(run.seed, run.strategy)
+    # Not of the strategy: with one seed, all begin with the same random trials. Of the problem:
+    # else one lucky start would be lucky on every problem.
+    seed = derived_seed(run.seed, run.problem)
     if run.strategy.startswith("stock-gp"):
         sampler: BaseSampler = GPSampler(seed=seed, warn_independent_sampling=False)
     else:
