@@ -66,10 +66,13 @@ class CurveGPSampler(GPSampler):
         if not search_space:
             return {}
         states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
+        known_trials = study._get_trials(deepcopy=False, states=states, use_cache=False)
+        # A running trial's parameters are parsed from its attributes: once is enough.
+        parameters_of = {item.number: _get_params(item) for item in known_trials}
         trials = [
             item
-            for item in study._get_trials(deepcopy=False, states=states, use_cache=False)
-            if search_space.keys() <= _get_params(item).keys()
+            for item in known_trials
+            if search_space.keys() <= parameters_of[item.number].keys()
         ]
         values = expected_values(trials, self._epochs)
         known = ~np.isnan(values)
@@ -80,7 +83,9 @@ class CurveGPSampler(GPSampler):
         space = SearchSpace(search_space)
         # Whatever torch's default device is: the GPU is for training.
         with torch.device("cpu"):
-            points = space.get_normalized_params(trials, [_get_params(item) for item in trials])
+            points = space.get_normalized_params(
+                trials, [parameters_of[item.number] for item in trials]
+            )
             point = self._next_point(
                 space, points[known], values[known], complete[known], points[running]
             )
@@ -142,18 +147,19 @@ def expected_values(trials: Sequence[FrozenTrial], epochs: int) -> Array:
     """
     curves = [best_so_far(trial) for trial in trials]
     full = [
-        curve
+        curve[:epochs]
         for trial, curve in zip(trials, curves, strict=True)
-        if trial.state == TrialState.COMPLETE and len(curve)
+        if trial.state == TrialState.COMPLETE and len(curve) >= epochs
     ]
+    # By the number of epochs that a trial has had.
+    gains = np.median([curve[-1] - curve for curve in full], axis=0) if full else np.zeros(epochs)
     values = np.empty(len(trials))
     for index, (trial, curve) in enumerate(zip(trials, curves, strict=True)):
         if trial.state == TrialState.COMPLETE:
             assert trial.value is not None
             values[index] = trial.value
         elif len(curve):
-            gains = [other[-1] - other[len(curve) - 1] for other in full if len(other) >= epochs]
-            values[index] = curve[-1] + (np.median(gains) if gains else 0.0)
+            values[index] = curve[-1] + gains[min(len(curve), epochs) - 1]
         else:
             values[index] = np.nan if trial.state == TrialState.RUNNING else -np.inf
     return values

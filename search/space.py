@@ -92,14 +92,19 @@ def grid(space: Space, points_per_range: int, seed: int) -> list[dict[str, Any]]
 def _grid_values(distribution: BaseDistribution, points: int) -> list[Any]:
     if isinstance(distribution, CategoricalDistribution):
         return list(distribution.choices)
+    return sorted({at(distribution, index / (points - 1)) for index in range(points)})
+
+
+def at(distribution: BaseDistribution, quantile: float) -> Any:
+    """The value at a quantile in [0, 1] of the uniform distribution over a parameter's scale."""
+    if isinstance(distribution, CategoricalDistribution):
+        last = len(distribution.choices) - 1
+        return distribution.choices[min(int(quantile * len(distribution.choices)), last)]
     assert isinstance(distribution, FloatDistribution | IntDistribution)
     low, high = float(distribution.low), float(distribution.high)
     if distribution.log:
-        low, high = math.log(low), math.log(high)
-    spaced = [low + (high - low) * index / (points - 1) for index in range(points)]
-    if distribution.log:
-        spaced = [math.exp(value) for value in spaced]
-    bounded = [min(max(value, distribution.low), distribution.high) for value in spaced]
-    if isinstance(distribution, IntDistribution):
-        return sorted({round(value) for value in bounded})
-    return bounded
+        value = math.exp(math.log(low) + quantile * (math.log(high) - math.log(low)))
+    else:
+        value = low + quantile * (high - low)
+    bounded = min(max(value, low), high)
+    return round(bounded) if isinstance(distribution, IntDistribution) else bounded

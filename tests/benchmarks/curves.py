@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.distributions import BaseDistribution
 
 TABLE = Path(__file__).parent / "curves.jsonl"
 SEED = 0
@@ -39,6 +39,8 @@ def configuration(index: int, space: Mapping[str, BaseDistribution]) -> dict[str
     """The parameters of a row, which depend on its index and `SEED` alone."""
     from scipy.stats import qmc
 
+    from search.space import at
+
     if index % 2 == 0:
         sequence = qmc.Sobol(len(space), scramble=True, rng=np.random.default_rng(SEED))
         point = sequence.random(index // 2 + 1)[-1]
@@ -47,17 +49,8 @@ def configuration(index: int, space: Mapping[str, BaseDistribution]) -> dict[str
     return {name: at(item, float(u)) for (name, item), u in zip(space.items(), point, strict=True)}
 
 
-def at(distribution: BaseDistribution, quantile: float) -> Any:
-    """The value of a parameter at a quantile in [0, 1)."""
-    if isinstance(distribution, CategoricalDistribution):
-        return distribution.choices[int(quantile * len(distribution.choices))]
-    low, high = float(distribution.low), float(distribution.high)  # type: ignore[attr-defined]
-    if distribution.log:  # type: ignore[attr-defined]
-        return math.exp(math.log(low) + quantile * (math.log(high) - math.log(low)))
-    return low + quantile * (high - low)
-
-
-def train_row(index: int, cache: Path) -> dict[str, Any]:
+def train_row(job: tuple[int, Path]) -> dict[str, Any]:
+    """Train the configuration of an index, with data cached in the folder given."""
     import torch
 
     from data.dataset import load_dataset
@@ -66,6 +59,7 @@ def train_row(index: int, cache: Path) -> dict[str, Any]:
     from model.trial import Diverged, TrialContext
     from search.samplers import derived_seed
 
+    index, cache = job
     torch.set_num_threads(1)
     parameters = configuration(index, table_space())
     data = split_for_training(load_dataset("cifar10-mini", cache), 0.1, SEED)
@@ -94,7 +88,7 @@ def read_table(path: Path = TABLE) -> tuple[dict[str, Any], list[dict[str, Any]]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--configurations", type=int, default=300)
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--minutes", type=float, default=math.inf)
@@ -123,16 +117,12 @@ def main() -> None:
         arguments.table.open("a") as file,
     ):
         jobs = [(index, arguments.cache) for index in todo]
-        for row in pool.imap_unordered(_train_row, jobs):
+        for row in pool.imap_unordered(train_row, jobs):
             file.write(json.dumps(row) + "\n")
             file.flush()
             print(row["index"], row["seconds"], max(row["accuracies"], default=0.0), flush=True)
             if time.monotonic() > deadline:
                 return
-
-
-def _train_row(job: tuple[int, Path]) -> dict[str, Any]:
-    return train_row(*job)
 
 
 if __name__ == "__main__":

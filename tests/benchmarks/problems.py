@@ -3,11 +3,15 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from search.space import at, make_space
+from studies.config import Range
 
 EPOCHS = 10
 REFERENCES = 20_000
@@ -81,12 +85,12 @@ class LCBench:
         self._session = onnxruntime.InferenceSession(str(directory / "model.onnx"), options)
         self._task = _task_number(directory, task)
         self.name = f"lcbench-{task}"
-        names = list(LCBENCH_SPACE)
-        points = np.random.default_rng(0).random((REFERENCES, len(names)))
-        rows = np.stack(
-            [_scaled(LCBENCH_SPACE[name], points[:, i]) for i, name in enumerate(names)], axis=1
-        )
-        values = self._curves(rows).max(axis=1)
+        space = make_space({name: Range(**item) for name, item in LCBENCH_SPACE.items()})
+        points = np.random.default_rng(0).random((REFERENCES, len(space)))
+        rows = [
+            [at(item, u) for item, u in zip(space.values(), point, strict=True)] for point in points
+        ]
+        values = self._curves(np.array(rows)).max(axis=1)
         self.scale = Scale(float(values.max()), float(np.median(values)))
 
     def curve(self, parameters: Mapping[str, Any], seed: int) -> NDArray[np.float64]:
@@ -105,6 +109,12 @@ class LCBench:
         return curves
 
 
+@cache
+def load_lcbench(directory: Path, task: str) -> LCBench:
+    """A task, whose references take seconds to evaluate; once a process."""
+    return LCBench(directory, task)
+
+
 def lcbench_tasks(directory: Path) -> list[str]:
     """All tasks of the surrogate."""
     space = json.loads((directory / "config_space.json").read_text())
@@ -116,13 +126,3 @@ def _task_number(directory: Path, task: str) -> int:
     encoding = json.loads((directory / "encoding.json").read_text())
     number: int = encoding["OpenML_task_id"][task]
     return number
-
-
-def _scaled(item: Mapping[str, Any], quantiles: NDArray[np.float64]) -> NDArray[np.float64]:
-    low, high = item["low"], item["high"]
-    if item.get("log"):
-        values = np.exp(np.log(low) + quantiles * (np.log(high) - np.log(low)))
-    else:
-        values = low + quantiles * (high - low)
-    scaled: NDArray[np.float64] = np.round(values) if isinstance(low, int) else values
-    return scaled

@@ -22,7 +22,7 @@ import os
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,13 @@ from search.objective import suggest
 from search.samplers import derived_seed, make_pruner, make_sampler
 from search.space import make_space
 from studies.config import StudyConfig
-from tests.benchmarks.problems import EPOCHS, LCBENCH_DEVELOPMENT, LCBench, Problem, lcbench_tasks
+from tests.benchmarks.problems import (
+    EPOCHS,
+    LCBENCH_DEVELOPMENT,
+    Problem,
+    lcbench_tasks,
+    load_lcbench,
+)
 
 STRATEGIES = (
     "random+none,random+median,random+asha,random+hyperband,tpe+none,tpe+median,tpe+asha,"
@@ -66,12 +72,10 @@ class Result:
     seconds_per_ask: float
 
 
-def simulate(
-    problem: Problem, config: StudyConfig, sampler: BaseSampler, run: Run, longest: int = EPOCHS
-) -> Result:
+def simulate(problem: Problem, config: StudyConfig, sampler: BaseSampler, run: Run) -> Result:
     """Search a problem with `run.workers` workers until `run.epochs` epochs are trained."""
     study = optuna.create_study(
-        direction="maximize", sampler=sampler, pruner=make_pruner(config.pruner, longest)
+        direction="maximize", sampler=sampler, pruner=make_pruner(config.pruner, EPOCHS)
     )
     space = make_space(config.space)
     jitter = np.random.default_rng(run.seed)
@@ -101,13 +105,13 @@ def simulate(
         if epoch == len(curve):
             study.tell(trial, max(curve))
             best = max(best, *curve)
+            start(now)
         elif trial.should_prune():
             study.tell(trial, state=TrialState.PRUNED)
+            start(now)
         else:
             heapq.heappush(events, (after_an_epoch(now), number, trial, curve, epoch))
         regret.append(min(1.0, problem.scale.regret(best)))
-        if trial.storage.get_trial(trial._trial_id).state.is_finished():
-            start(now)
     trials = study.get_trials(deepcopy=False)
     complete = sum(trial.state == TrialState.COMPLETE for trial in trials)
     return Result(run, tuple(regret), len(trials), complete, statistics.median(seconds))
@@ -133,7 +137,7 @@ def run_one(job: tuple[Run, Path]) -> Result:
     run, lcbench = job
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    problem = LCBench(lcbench, run.problem.removeprefix("lcbench-"))
+    problem = load_lcbench(lcbench, run.problem.removeprefix("lcbench-"))
     config = make_config(run.strategy, problem.space)
     # Not of the strategy: with one seed, all begin with the same random trials. Of the problem:
     # else one lucky start would be lucky on every problem.
@@ -156,15 +160,11 @@ def read_traces(path: Path) -> dict[Run, Result]:
 
 
 def write_trace(result: Result) -> str:
-    return json.dumps(
-        {
-            "run": {name: getattr(result.run, name) for name in Run.__slots__},
-            "regret": [round(value, 5) for value in result.regret],
-            "trials": result.trials,
-            "complete": result.complete,
-            "seconds_per_ask": round(result.seconds_per_ask, 4),
-        }
-    )
+    rounded = {
+        "regret": [round(value, 5) for value in result.regret],
+        "seconds_per_ask": round(result.seconds_per_ask, 4),
+    }
+    return json.dumps({**asdict(result), **rounded})
 
 
 def summarise(results: Sequence[Result]) -> dict[str, Any]:
@@ -267,22 +267,12 @@ def main() -> None:
             if time.monotonic() > deadline:
                 break
     # Only problems and seeds that every strategy has had.
-    complete = [
-        (seed, task)
-        for seed, task in itertools.product(range(arguments.seeds), tasks)
-        if all(
-            Run(strategy, f"lcbench-{task}", seed, arguments.workers, arguments.epochs) in done
-            for strategy in strategies
-        )
-    ]
+    rounds = list(zip(*[iter(wanted)] * len(strategies), strict=True))
+    complete = [runs for runs in rounds if all(run in done for run in runs)]
     if not complete:
         parser.exit(1, "no problem was finished by every strategy yet; run it again to go on\n")
     results = {
-        strategy: [
-            done[Run(strategy, f"lcbench-{task}", seed, arguments.workers, arguments.epochs)]
-            for seed, task in complete
-        ]
-        for strategy in strategies
+        runs[0].strategy: [done[run] for run in runs] for runs in zip(*complete, strict=True)
     }
     rows = [summarise(runs) for runs in results.values()]
     print(json.dumps(rows, indent=2) if arguments.json else "\n".join(table(rows)))
