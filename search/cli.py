@@ -57,6 +57,16 @@ DataOption = Annotated[
     typer.Option("--data", metavar="SOURCE", help="cifar10-mini, cifar10, or a folder of images."),
 ]
 
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(
+        "--workers", min=1, help="Worker processes; by default one a GPU, or up to 4 on a CPU."
+    ),
+]
+WorkersPerGpuOption = Annotated[
+    int, typer.Option("--workers-per-gpu", min=1, help="Workers that share a GPU.")
+]
+
 DEFAULT_DIRECTORY = Path("var")
 # The same as studies.storage.DEFAULT_URL, which would cost the import of Optuna; a test compares.
 DEFAULT_STORAGE = "sqlite:///hpsearch.db"
@@ -71,11 +81,8 @@ def run(
     minutes: Annotated[
         float | None, typer.Option(help="After so long, no trial is started.")
     ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(min=1, help="Worker processes; by default one a GPU, or up to 4 on a CPU."),
-    ] = None,
-    workers_per_gpu: Annotated[int, typer.Option(min=1, help="Workers that share a GPU.")] = 1,
+    workers: WorkersOption = None,
+    workers_per_gpu: WorkersPerGpuOption = 1,
     name: Annotated[str | None, typer.Option(help="Another name for the study.")] = None,
     data: DataOption = None,
     settings: Annotated[
@@ -242,6 +249,58 @@ def export(
     from search.run import describe, export_study
 
     print(describe(export_study(with_storage, name, directory, output, data)))
+
+
+@app.command()
+def confirm(
+    study: StudyArgument,
+    top: Annotated[int, typer.Option(min=1, help="How many of the best configurations.")] = 5,
+    seeds: Annotated[int, typer.Option(min=1, help="How often each is trained again.")] = 3,
+    workers: WorkersOption = None,
+    workers_per_gpu: WorkersPerGpuOption = 1,
+    data: DataOption = None,
+    storage: StorageOption = DEFAULT_STORAGE,
+    directory: DirectoryOption = DEFAULT_DIRECTORY,
+) -> None:
+    """Train the best configurations again with new seeds, and see which is really the best.
+
+    The winner is chosen by its mean validation accuracy; only then are the test images looked at.
+    The retrainings are a study of their own, STUDY-confirm. Afterwards export writes its model.
+    """
+    from studies.storage import open_storage
+
+    with_storage = open_storage(storage)
+    name = _study_name(study)
+    _log_to_terminal()
+    from search.run import RunOptions, confirm_study
+
+    options = RunOptions(
+        _command_line(storage), study, storage, directory, workers, workers_per_gpu
+    )
+    raise typer.Exit(confirm_study(with_storage, name, options, data, top, seeds))
+
+
+@app.command()
+def enqueue(
+    study: StudyArgument,
+    assignments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="KEY=VALUE...",
+            help="Hyperparameters, such as learning_rate=0.1; the sampler chooses the others.",
+        ),
+    ],
+    storage: StorageOption = DEFAULT_STORAGE,
+) -> None:
+    """Let the next free worker of an existing study try a configuration of yours."""
+    from search.enqueue import enqueue_trial
+    from studies.config import parse_assignment
+    from studies.storage import open_storage
+    from studies.study import open_study
+
+    opened = open_study(open_storage(storage), _study_name(study))
+    queued = enqueue_trial(opened, dict(parse_assignment(item) for item in assignments))
+    print(queued)
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """Taking the best model out of a study, with its accuracy measured once more."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,12 @@ import torch
 from data.errors import UserError
 from model.evaluate import accuracy
 from model.train import build_model, parse_hyperparameters
-from search.prepare import Prepared
+from search.prepare import Prepared, baseline_point
 from search.worker import checkpoint_directory
 from studies.checkpoints import Checkpoint
 from studies.config import DEFAULT_OBJECTIVE, StudyConfig
 from studies.export import check_output, write_export
-from studies.results import SEED, TrialRecord, rank, record
+from studies.results import CONFIRMS, SEED, TrialRecord, rank, record
 from studies.study import VERSIONS, OpenedStudy
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,12 @@ class Exported:
     """Trial 0, the notebook's configuration, if it is complete and not the best."""
 
 
+def export_best(prepared: Prepared, root: Path, output: Path, device: torch.device) -> Exported:
+    """Write the model of the best trial to the folder `output`; see `export_trial`."""
+    check_output(output)
+    return export_trial(prepared, best_record(prepared.opened), root, output, device)
+
+
 def best_record(opened: OpenedStudy) -> TrialRecord:
     """The trial to export.
 
@@ -48,35 +55,49 @@ def best_record(opened: OpenedStudy) -> TrialRecord:
     return ranked[0]
 
 
-def export_best(prepared: Prepared, root: Path, output: Path, device: torch.device) -> Exported:
-    """Write the best trial's model to the folder `output`.
+def export_trial(
+    prepared: Prepared,
+    best: TrialRecord,
+    root: Path,
+    output: Path,
+    device: torch.device,
+    confirmation: Mapping[str, Any] | None = None,
+) -> Exported:
+    """Write a complete trial's model to the folder `output`.
 
     Its validation accuracy is measured again from the weights that are exported, and its test
     accuracy for the first time.
 
+    Args:
+        confirmation: what its retrainings showed, for the folder's description.
+
     Raises:
-        UserError: no trial is complete, its checkpoint is missing, or `output` is something else.
+        UserError: its checkpoint is missing, or `output` is something else.
     """
     opened = prepared.opened
     check_output(output)
-    best = best_record(opened)
     checkpoint = checkpoint_directory(opened, root).load(best.number)
     if checkpoint.validation_accuracy != best.value:
         raise UserError(
             f"the checkpoint of trial {best.number} is of {checkpoint.validation_accuracy:.2%}, "
             f"but the study recorded {best.value:.2%}; the directory belongs to another study"
         )
-    test_accuracy = None
+    measured = None
     if opened.config.trial.objective == DEFAULT_OBJECTIVE:
-        test_accuracy = _evaluate(prepared, best, checkpoint, device)
-    description = _describe(prepared, best, checkpoint, test_accuracy)
+        measured = test_accuracy(prepared, best, checkpoint, device)
+    description = _describe(prepared, best, checkpoint, measured)
+    if confirmation:
+        description["confirmation"] = confirmation
     write_export(output, checkpoint.weights, description)
-    return Exported(opened.config, output, best, test_accuracy, baseline=_baseline(opened, best))
+    baseline = baseline_record(opened)
+    shown = baseline and baseline.state == "complete" and baseline.number != best.number
+    return Exported(opened.config, output, best, measured, baseline if shown else None)
 
 
-def _evaluate(
+def test_accuracy(
     prepared: Prepared, best: TrialRecord, checkpoint: Checkpoint, device: torch.device
 ) -> float:
+    """Accuracy on the test images, in [0, 1], after a check of the validation accuracy."""
     data = prepared.data.to(device)
     model = build_model(parse_hyperparameters(best.parameters), len(data.classes))
     model.load_state_dict(dict(checkpoint.weights))
@@ -126,8 +147,10 @@ def _describe(
     }
 
 
-def _baseline(opened: OpenedStudy, best: TrialRecord) -> TrialRecord | None:
-    if opened.config.trial.objective != DEFAULT_OBJECTIVE:
+def baseline_record(opened: OpenedStudy) -> TrialRecord | None:
+    """Trial 0, if it has begun and is the notebook's configuration."""
+    config = opened.config
+    if config.trial.objective != DEFAULT_OBJECTIVE or isinstance(baseline_point(config), str):
         return None
-    first = record(opened.study.get_trials(deepcopy=False)[0])
-    return first if first.state == "complete" and first.number != best.number else None
+    first = opened.study.get_trials(deepcopy=False)[0]
+    return record(first) if first.params and CONFIRMS not in first.user_attrs else None

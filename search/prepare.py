@@ -64,12 +64,17 @@ def join(storage: RDBStorage, name: str, root: Path, source: str | None = None) 
     return Prepared(opened, dataset, data, is_new=False)
 
 
+def baseline_point(config: StudyConfig) -> dict[str, Any] | str:
+    """Trial 0 of a study of the default objective, or why it is not the notebook's; `nearest`."""
+    return nearest(make_space(config.space), NOTEBOOK)
+
+
 def first_trials(config: StudyConfig) -> list[Mapping[str, Any]]:
     """What a new study tries first: the notebook's configuration, and all points of a grid."""
     space = make_space(config.space)
     trials: list[Mapping[str, Any]] = []
     if config.trial.objective == DEFAULT_OBJECTIVE:
-        baseline = nearest(space, NOTEBOOK)
+        baseline = baseline_point(config)
         if isinstance(baseline, str):
             logger.warning(
                 "the notebook's configuration is not tried as a baseline: its %s, %r, is not "

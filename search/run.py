@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -13,8 +13,18 @@ from rich.live import Live
 
 from data.errors import UserError
 from search.budget import Turn, next_turn
+from search.confirm import (
+    Confirmation,
+    Retraining,
+    confirmation_of,
+    confirming_name,
+    judge,
+    missing,
+    plan,
+    prepare_confirmation,
+)
 from search.device import taken_device
-from search.export import Exported, best_record, export_best
+from search.export import Exported, best_record, export_best, export_trial
 from search.launch import (
     Interruptions,
     WorkerProcess,
@@ -68,7 +78,7 @@ def run_study(config: StudyConfig, storage: RDBStorage, options: RunOptions) -> 
     interruptions.install()
     troubles: list[str] = []
     if not is_spent(prepared.opened):
-        workers = _start_workers(prepared.opened, options, console.is_terminal)
+        workers = _start_workers(prepared.opened, options, config.data.source, console.is_terminal)
         troubles = _watch(console, prepared.opened, storage, options, workers, interruptions)
     return _finish(console, prepared, options, troubles, interruptions)
 
@@ -81,12 +91,12 @@ def is_spent(opened: OpenedStudy) -> bool:
 
 
 def _start_workers(
-    opened: OpenedStudy, options: RunOptions, on_terminal: bool
+    opened: OpenedStudy, options: RunOptions, source: str, on_terminal: bool
 ) -> list[WorkerProcess]:
     config = opened.config
     logs = opened.directory(options.root) / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    arguments = [config.name, "--directory", str(options.root), "--data", config.data.source]
+    arguments = [config.name, "--directory", str(options.root), "--data", source]
     if config.trial.objective != DEFAULT_OBJECTIVE:
         arguments += ["--allow-objective", config.trial.objective]
     # The URL may hold a password: it goes by the environment, which only the user can read.
@@ -180,6 +190,112 @@ def _finish(
     return 1 if troubles else 0
 
 
+def confirm_study(
+    storage: RDBStorage,
+    name: str,
+    options: RunOptions,
+    source: str | None,
+    top: int,
+    seeds: int,
+) -> int:
+    """Run `hpsearch confirm`: train the best configurations again, judge them, export the winner.
+
+    Returns:
+        The exit code: 0, 1 if a retraining failed, 128 + signal if interrupted.
+
+    Raises:
+        UserError: no such study, no complete trial, or the data here are not those of the study.
+    """
+    console = Console(soft_wrap=True)
+    retrainings = plan(open_study(storage, name), top, seeds)
+    searched = join(storage, name, options.root, source)
+    load_objective(searched.opened.config.trial.objective)
+    prepared = prepare_confirmation(storage, searched, retrainings)
+    _announce(console, prepared, options.url)
+    interruptions = Interruptions()
+    interruptions.install()
+    troubles: list[str] = []
+    if missing(prepared.opened, retrainings):
+        here = source or prepared.opened.config.data.source
+        workers = _start_workers(prepared.opened, options, here, console.is_terminal)
+        troubles = _watch(console, prepared.opened, storage, options, workers, interruptions)
+    for trouble in troubles:
+        console.print(trouble, style="red", highlight=False, markup=False)
+    if interruptions.received:
+        console.print(f"stopped; to continue: {options.command}", highlight=False, markup=False)
+        return interruptions.exit_code
+    lacking = missing(prepared.opened, retrainings)
+    if lacking:
+        console.print(
+            f"{lacking} of {len(retrainings)} retrainings failed; to repeat them: "
+            f"{options.command}",
+            highlight=False,
+            markup=False,
+        )
+        return 1
+    return _finish_confirmation(console, searched.opened, prepared, options, retrainings)
+
+
+def _finish_confirmation(
+    console: Console,
+    searched: OpenedStudy,
+    prepared: Prepared,
+    options: RunOptions,
+    retrainings: Sequence[Retraining],
+) -> int:
+    checkpoints = checkpoint_directory(prepared.opened, options.root)
+    device = _any_device()
+    confirmation = judge(searched, prepared, retrainings, checkpoints, device)
+    output = searched.directory(options.root) / "confirmed"
+    _export_confirmed(prepared, confirmation, options.root, output, device)
+    console.print(describe_confirmation(confirmation), highlight=False, markup=False)
+    console.print(f"model: {output}", highlight=False, markup=False)
+    return 0
+
+
+def _export_confirmed(
+    prepared: Prepared,
+    confirmation: Confirmation,
+    root: Path,
+    output: Path,
+    device: torch.device,
+) -> Exported:
+    best = record(prepared.opened.study.get_trials(deepcopy=False)[confirmation.trial])
+    return export_trial(prepared, best, root, output, device, asdict(confirmation))
+
+
+def describe_confirmation(confirmation: Confirmation) -> str:
+    """What retraining has shown, for people."""
+
+    def spread(mean: float, std: float | None) -> str:
+        return f"{mean:.2%}" if std is None else f"{mean:.2%} ± {std:.2%}"
+
+    winner = confirmation.winner
+    seeds = f"{confirmation.seeds} seeds" if confirmation.seeds > 1 else "1 seed"
+    lines = [f"validation accuracy over {seeds} (mean ± standard deviation):"]
+    for item in confirmation.candidates:
+        claim = "" if item.claimed is None else f", the search had claimed {item.claimed:.2%}"
+        lines.append(f"  trial {item.trial}: {spread(item.mean, item.std)}{claim}")
+    lines.append(f"confirmed: trial {winner.trial}")
+    if winner.claimed is not None:
+        lines.append(
+            f"  claimed minus confirmed: {100 * (winner.claimed - winner.mean):+.2f} points"
+        )
+    if confirmation.test:
+        lines.append(f"  test accuracy {spread(confirmation.test.mean, confirmation.test.std)}")
+    if confirmation.baseline:
+        baseline = confirmation.baseline
+        lines.append(
+            f"  the notebook's configuration: test accuracy {spread(baseline.mean, baseline.std)}"
+        )
+    if confirmation.difference:
+        mean, low, high = (100 * value for value in confirmation.difference)
+        lines.append(
+            f"  difference {mean:+.2f} points, 95% confidence interval {low:+.2f} to {high:+.2f}"
+        )
+    return "\n".join(lines)
+
+
 def describe(exported: Exported) -> str:
     """The best trial, and where it lies, in a few lines."""
     best = exported.best
@@ -255,8 +371,12 @@ def run_worker(
 def export_study(
     storage: RDBStorage, name: str, root: Path, output: Path, source: str | None
 ) -> Exported:
-    """Run `hpsearch export`; see `export_best`."""
+    """Run `hpsearch export`: the confirmed model if there is one, else that of the best trial."""
     best_record(open_study(storage, name))  # Says so before the data are read if there is none.
+    confirmation = confirmation_of(storage, name)
+    if confirmation:
+        prepared = join(storage, confirming_name(name), root, source)
+        return _export_confirmed(prepared, confirmation, root, output, _any_device())
     prepared = join(storage, name, root, source)
     return export_best(prepared, root, output, _any_device())
 

@@ -83,7 +83,8 @@ class Worker:
     def _run(self, trial: Trial) -> None:
         config = self.opened.config
         with beating_heart(self.storage, trial._trial_id):
-            seed = derived_seed(config.seed, trial.number)
+            # A retraining was given its seed when it was enqueued.
+            seed = trial.user_attrs.get(SEED, derived_seed(config.seed, trial.number))
             trial.set_user_attr(WORKER, worker_name(os.getpid()))
             trial.set_user_attr(SEED, seed)
             parameters = suggest(trial, make_space(config.space))

@@ -94,6 +94,13 @@ def readme(description: Mapping[str, Any], name: str) -> str:
     ]
     if test is not None:
         lines.append(f"| test (never seen by the search) | {test:.2%} |")
+    confirmed = description.get("confirmation")
+    if confirmed:
+        test_of_all = confirmed["test"]
+        seeds = confirmed["seeds"]
+        lines.append(f"| validation, mean of {seeds} seeds | {confirmed['winner']['mean']:.2%} |")
+        if test_of_all:
+            lines.append(f"| test, mean of {seeds} seeds | {test_of_all['mean']:.2%} |")
     lines += ["", "## Parameters", "", "| | |", "|---|---|"]
     lines += [f"| {key} | {value} |" for key, value in description["parameters"].items()]
     lines += ["", "Validation accuracy after each epoch: "]

@@ -14,6 +14,8 @@ IMAGES_PER_SECOND = "images_per_second"
 BEST_EPOCH = "best_epoch"
 DIVERGED = "diverged"
 ERROR = "error"
+CONFIRMS = "confirms"
+"""Of a retraining: the number of the trial, in the study that it confirms."""
 
 
 @dataclass(frozen=True, slots=True)

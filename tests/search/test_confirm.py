@@ -1,0 +1,121 @@
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.distributions import FloatDistribution
+from optuna.storages import RDBStorage
+from optuna.trial import TrialState
+
+from data.dataset import load_dataset
+from data.errors import UserError
+from data.split import split_for_training
+from search.confirm import _difference, missing, plan, prepare_confirmation
+from search.prepare import Prepared
+from studies.config import load_study_file
+from studies.results import CONFIRMS, SEED
+from studies.storage import open_storage
+from studies.study import OpenedStudy, create_or_continue
+
+RATES = FloatDistribution(1e-4, 0.5, log=True)
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> RDBStorage:
+    return open_storage(f"sqlite:///{tmp_path / 'a.db'}", create=True)
+
+
+@pytest.fixture
+def searched(storage: RDBStorage, data_cache: Path) -> Prepared:
+    """Trial 0, the notebook's, is pruned; trials 1 to 4 are complete, 2 and 3 are one point."""
+    config = load_study_file("quickstart")
+    dataset = load_dataset("cifar10-mini", data_cache)
+    opened, is_new = create_or_continue(storage, config, dataset.digest, [])
+    for state, rate, value in (
+        (TrialState.PRUNED, 1e-3, 0.1),
+        (TrialState.COMPLETE, 0.01, 0.4),
+        (TrialState.COMPLETE, 0.02, 0.5),
+        (TrialState.COMPLETE, 0.02, 0.45),
+        (TrialState.COMPLETE, 0.03, 0.3),
+    ):
+        opened.study.add_trial(
+            optuna.trial.create_trial(
+                state=state,
+                value=value,
+                params={"learning_rate": rate},
+                distributions={"learning_rate": RATES},
+                intermediate_values={1: value},
+            )
+        )
+    return Prepared(opened, dataset, split_for_training(dataset, 0.1, 0), is_new)
+
+
+def test_the_best_different_configurations_and_the_baseline_get_the_same_new_seeds(
+    searched: Prepared,
+) -> None:
+    retrainings = plan(searched.opened, top=2, seeds=3)
+    assert [item.trial for item in retrainings] == [2, 1, 0] * 3
+    seeds = [item.seed for item in retrainings]
+    assert seeds[:3] == [seeds[0]] * 3
+    assert len(set(seeds)) == 3
+    assert retrainings[0].parameters == {"learning_rate": 0.02}
+
+
+def test_more_configurations_than_there_are_is_all_of_them(searched: Prepared) -> None:
+    assert [item.trial for item in plan(searched.opened, top=9, seeds=1)] == [2, 1, 4, 0]
+
+
+def test_nothing_complete_is_nothing_to_confirm(storage: RDBStorage) -> None:
+    opened, _ = create_or_continue(storage, load_study_file("quickstart"), "0" * 16, [])
+    with pytest.raises(UserError, match="no trial is complete yet"):
+        plan(opened, top=1, seeds=1)
+
+
+def _waiting(opened: OpenedStudy) -> list[tuple[int, int]]:
+    return [
+        (trial.user_attrs[CONFIRMS], trial.user_attrs[SEED])
+        for trial in opened.study.trials
+        if trial.state == TrialState.WAITING
+    ]
+
+
+def test_a_retraining_is_enqueued_once_and_again_when_it_failed(
+    storage: RDBStorage, searched: Prepared
+) -> None:
+    retrainings = plan(searched.opened, top=1, seeds=2)
+    opened = prepare_confirmation(storage, searched, retrainings).opened
+    assert opened.config.name == "quickstart-confirm"
+    assert opened.config.budget.trials == 4
+    assert opened.config.pruner.name == "none"
+    assert missing(opened, retrainings) == 4
+
+    again = prepare_confirmation(storage, searched, retrainings).opened
+    assert _waiting(again) == [(item.trial, item.seed) for item in retrainings]
+
+    first = opened.study.ask()
+    opened.study.tell(first, state=TrialState.FAIL)
+    second = opened.study.ask()
+    opened.study.tell(second, 0.5)
+    assert missing(opened, retrainings) == 3
+    repaired = prepare_confirmation(storage, searched, retrainings).opened
+    assert sorted(_waiting(repaired)) == sorted(
+        (item.trial, item.seed) for item in (retrainings[0], *retrainings[2:])
+    )
+    assert repaired.config.budget.trials == 4
+
+
+def test_more_seeds_add_to_an_earlier_confirmation(storage: RDBStorage, searched: Prepared) -> None:
+    prepare_confirmation(storage, searched, plan(searched.opened, top=1, seeds=1))
+    opened = prepare_confirmation(storage, searched, plan(searched.opened, top=1, seeds=3)).opened
+    assert len(_waiting(opened)) == 6
+    assert opened.config.budget.trials == 6
+
+
+def test_the_interval_of_a_difference_is_welchs() -> None:
+    # By hand: means 0.5 and 0.3, variances 1e-4 and 4e-4 of 3 each, so a standard error of
+    # sqrt(5e-4 / 3) and 25 / 8.5 = 2.941 degrees of freedom, whose t at 97.5% is 3.2146.
+    difference = _difference([0.49, 0.5, 0.51], [0.28, 0.3, 0.32])
+    assert difference == pytest.approx((0.2, 0.2 - 0.0415, 0.2 + 0.0415), abs=1e-4)
+
+
+def test_one_seed_has_no_interval() -> None:
+    assert _difference([0.5], [0.3]) is None
