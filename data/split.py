@@ -43,6 +43,17 @@ def split_for_training(dataset: Dataset, validation_fraction: float, seed: int) 
     )
 
 
+def whole_for_training(dataset: Dataset) -> TrainingData:
+    """All training images to train on, and an empty validation split."""
+    none = torch.empty(0, dtype=torch.int64)
+    return TrainingData(
+        train=dataset.train,
+        validation=dataset.train.select(none),
+        classes=dataset.classes,
+        normalisation=dataset.normalisation or normalisation_of(dataset.train.images),
+    )
+
+
 def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     """Divide indices in two so that each class is divided in the same proportion.
 

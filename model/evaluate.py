@@ -1,5 +1,7 @@
 """Accuracy and class probabilities of a model on uint8 images."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -37,6 +39,8 @@ def logits(model: nn.Module, images: Tensor, normalisation: Normalisation) -> Te
 
 
 def accuracy(model: nn.Module, split: Split, normalisation: Normalisation) -> float:
-    """The fraction of images whose most likely class is their label, in [0, 1]."""
+    """The fraction of images whose most likely class is their label, in [0, 1]; NaN of none."""
+    if not len(split):
+        return math.nan
     predictions = logits(model, split.images, normalisation).argmax(dim=1)
     return float((predictions == split.labels).double().mean())

@@ -35,7 +35,7 @@ class EpochResult:
     epoch: int
     """From 1 to `TrialContext.epochs`."""
     validation_accuracy: float
-    """In [0, 1]."""
+    """In [0, 1]; NaN if there are no validation images (`hpsearch export` on all of them)."""
     training_loss: float
     """Mean over the epoch's images."""
     images_per_second: float

@@ -8,8 +8,9 @@ import logging
 import os
 import shlex
 import sys
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
 import typer
 
@@ -232,10 +233,25 @@ def _study_name(study: str) -> str:
     return _study_file(study, {}).name if is_study_file(study) else study
 
 
+class ExportOn(StrEnum):
+    """The images that an exported model was trained on."""
+
+    TRAIN = "train"
+    ALL = "train+validation"
+
+
 @app.command()
 def export(
     study: StudyArgument,
     output: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write.")],
+    on: Annotated[
+        ExportOn,
+        typer.Option(
+            "--on",
+            help="train: the model as the search trained it. train+validation: its configuration "
+            "trained anew on all of these images.",
+        ),
+    ] = ExportOn.TRAIN,
     data: DataOption = None,
     storage: StorageOption = DEFAULT_STORAGE,
     directory: DirectoryOption = DEFAULT_DIRECTORY,
@@ -245,10 +261,16 @@ def export(
 
     with_storage = open_storage(storage)
     name = _study_name(study)
-    _log_to_terminal(logging.WARNING)
+    on_validation_too = on is ExportOn.ALL
+    _log_to_terminal(logging.INFO if on_validation_too else logging.WARNING)
+    from model.trial import Diverged
     from search.run import describe, export_study
 
-    print(describe(export_study(with_storage, name, directory, output, data)))
+    try:
+        exported = export_study(with_storage, name, directory, output, data, on_validation_too)
+    except Diverged as error:
+        _fail(f"with the validation images too, the training diverged: {error}", 1)
+    print(describe(exported))
 
 
 @app.command()
@@ -403,7 +425,7 @@ def main() -> None:
         _fail(message, 1)
 
 
-def _fail(message: str, code: int) -> None:
+def _fail(message: str, code: int) -> NoReturn:
     print(f"hpsearch: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(code)
 

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from data.dataset import Normalisation
 from data.errors import UserError
 from model.evaluate import accuracy
+from model.resnet import ResNet
 from model.train import build_model, parse_hyperparameters
 from search.prepare import Prepared, baseline_point
 from search.worker import checkpoint_directory
@@ -33,6 +36,8 @@ class Exported:
     """In [0, 1]; None for an objective of the user's own, whose model is not known here."""
     baseline: TrialRecord | None
     """Trial 0, the notebook's configuration, if it is complete and not the best."""
+    retrained: bool = False
+    """Whether the model was trained on the validation images too, after the search."""
 
 
 def export_best(prepared: Prepared, root: Path, output: Path, device: torch.device) -> Exported:
@@ -85,13 +90,18 @@ def export_trial(
     measured = None
     if opened.config.trial.objective == DEFAULT_OBJECTIVE:
         measured = test_accuracy(prepared, best, checkpoint, device)
-    description = _describe(prepared, best, checkpoint, measured)
+    results = {
+        "trained_on": "train",
+        "validation_accuracy": best.value,
+        "validation_accuracy_per_epoch": list(best.accuracies),
+        "best_epoch": checkpoint.epoch,
+        "test_accuracy": measured,
+    }
+    description = describe_trial(prepared, best, results, prepared.data.normalisation)
     if confirmation:
         description["confirmation"] = confirmation
     write_export(output, checkpoint.weights, description)
-    baseline = baseline_record(opened)
-    shown = baseline and baseline.state == "complete" and baseline.number != best.number
-    return Exported(opened.config, output, best, measured, baseline if shown else None)
+    return Exported(opened.config, output, best, measured, baseline_to_show(opened, best))
 
 
 def test_accuracy(
@@ -99,9 +109,7 @@ def test_accuracy(
 ) -> float:
     """Accuracy on the test images, in [0, 1], after a check of the validation accuracy."""
     data = prepared.data.to(device)
-    model = build_model(parse_hyperparameters(best.parameters), len(data.classes))
-    model.load_state_dict(dict(checkpoint.weights))
-    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = rebuild(best.parameters, checkpoint.weights, len(data.classes), device)
     validation = accuracy(model, data.validation, data.normalisation)
     if round(abs(validation - checkpoint.validation_accuracy) * len(data.validation)) > 0:
         logger.warning(
@@ -113,12 +121,26 @@ def test_accuracy(
     return accuracy(model, prepared.dataset.test.to(device), data.normalisation)
 
 
-def _describe(
+def rebuild(
+    parameters: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+    classes: int,
+    device: torch.device,
+) -> ResNet:
+    """The trained network of a trial of the default objective."""
+    model = build_model(parse_hyperparameters(parameters), classes)
+    model.load_state_dict(dict(weights))
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
+
+
+def describe_trial(
     prepared: Prepared,
     best: TrialRecord,
-    checkpoint: Checkpoint,
-    test_accuracy: float | None,
+    results: Mapping[str, Any],
+    normalisation: Normalisation,
 ) -> dict[str, Any]:
+    """What `trial.json` says: the trial, its results, and all that is needed to repeat it."""
     opened = prepared.opened
     attributes = opened.study.get_trials(deepcopy=False)[best.number].user_attrs
     parameters = best.parameters
@@ -129,22 +151,26 @@ def _describe(
         "study": opened.config.name,
         "trial": best.number,
         "parameters": parameters,
-        "validation_accuracy": best.value,
-        "validation_accuracy_per_epoch": list(best.accuracies),
-        "best_epoch": checkpoint.epoch,
-        "test_accuracy": test_accuracy,
+        **results,
         "seed": attributes[SEED],
         "data": {
             "source": opened.config.data.source,
             "digest": prepared.dataset.digest,
             "classes": list(prepared.data.classes),
-            "normalisation": asdict(prepared.data.normalisation),
+            "normalisation": asdict(normalisation),
             "validation_fraction": opened.config.data.validation_fraction,
             "split_seed": opened.config.seed,
         },
         "objective": opened.config.trial.objective,
         "versions": opened.study.user_attrs[VERSIONS],
     }
+
+
+def baseline_to_show(opened: OpenedStudy, best: TrialRecord) -> TrialRecord | None:
+    """The notebook's configuration, if it is complete and not the best."""
+    baseline = baseline_record(opened)
+    shown = baseline and baseline.state == "complete" and baseline.number != best.number
+    return baseline if shown else None
 
 
 def baseline_record(opened: OpenedStudy) -> TrialRecord | None:

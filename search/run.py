@@ -35,9 +35,11 @@ from search.launch import (
 from search.live import View, WorkerRow, readable_parameters, render, utc_now
 from search.objective import load_objective
 from search.prepare import Prepared, create_from_file, join
+from search.retrain import check_retrainable, export_retrained
 from search.stop import StopRequest
 from search.worker import Worker, checkpoint_directory
 from studies.config import DEFAULT_OBJECTIVE, StudyConfig
+from studies.export import check_output
 from studies.results import TrialRecord, record, summarise
 from studies.storage import masked
 from studies.study import OpenedStudy, exists, open_study
@@ -300,6 +302,8 @@ def describe(exported: Exported) -> str:
     """The best trial, and where it lies, in a few lines."""
     best = exported.best
     accuracies = f"validation accuracy {best.value or 0:.2%}"
+    if exported.retrained:
+        accuracies += " in the search; trained anew on training and validation images"
     if exported.test_accuracy is not None:
         accuracies += f", test accuracy {exported.test_accuracy:.2%}"
     lines = [
@@ -369,16 +373,39 @@ def run_worker(
 
 
 def export_study(
-    storage: RDBStorage, name: str, root: Path, output: Path, source: str | None
+    storage: RDBStorage,
+    name: str,
+    root: Path,
+    output: Path,
+    source: str | None,
+    on_validation_too: bool = False,
 ) -> Exported:
-    """Run `hpsearch export`: the confirmed model if there is one, else that of the best trial."""
-    best_record(open_study(storage, name))  # Says so before the data are read if there is none.
+    """Run `hpsearch export`: the confirmed model if there is one, else that of the best trial.
+
+    Args:
+        on_validation_too: train that configuration anew, on training and validation images.
+
+    Raises:
+        Diverged: so trained, it diverged, and nothing was written.
+    """
+    opened = open_study(storage, name)
+    best = best_record(opened)  # Says so before the data are read if there is none.
+    if on_validation_too:
+        check_retrainable(opened.config)
+        check_output(output)
     confirmation = confirmation_of(storage, name)
     if confirmation:
         prepared = join(storage, confirming_name(name), root, source)
-        return _export_confirmed(prepared, confirmation, root, output, _any_device())
-    prepared = join(storage, name, root, source)
-    return export_best(prepared, root, output, _any_device())
+        if not on_validation_too:
+            return _export_confirmed(prepared, confirmation, root, output, _any_device())
+        best = record(prepared.opened.study.get_trials(deepcopy=False)[confirmation.trial])
+    else:
+        prepared = join(storage, name, root, source)
+        if not on_validation_too:
+            return export_best(prepared, root, output, _any_device())
+    with taken_device(root) as device:
+        shown = asdict(confirmation) if confirmation else None
+        return export_retrained(prepared, best, output, device, shown)
 
 
 def _any_device() -> torch.device:

@@ -17,15 +17,17 @@ FILES = {"model.safetensors", "trial.json", "README.md"}
 
 
 def check_output(output: Path) -> None:
-    """Refuse to replace anything but an earlier export.
+    """Refuse to replace anything but an earlier export, and what cannot be written at all.
 
     Raises:
-        UserError: `output` exists and holds something else.
+        UserError: `output` exists and holds something else, or its place cannot be written.
     """
-    if output.is_dir() and {file.name for file in output.iterdir()} <= FILES:
-        return
-    if output.exists() or output.is_symlink():
+    earlier = output.is_dir() and {file.name for file in output.iterdir()} <= FILES
+    if not earlier and (output.exists() or output.is_symlink()):
         raise UserError(f"{output}: exists and is not an exported model; give another --output")
+    place = next(folder for folder in output.absolute().parents if folder.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise UserError(f"{output}: {place} is not a folder that can be written to")
 
 
 def write_export(output: Path, weights: Mapping[str, Tensor], description: dict[str, Any]) -> None:
@@ -79,22 +81,42 @@ def _replace(output: Path, temporary: Path) -> None:
 def readme(description: Mapping[str, Any], name: str) -> str:
     """The text that says to a person what is in the folder and how to use it."""
     test = description["test_accuracy"]
-    accuracies = description["validation_accuracy_per_epoch"]
+    before = description.get("before")
+    searched = before or description
+    accuracies = searched["validation_accuracy_per_epoch"]
     data = description["data"]
     lines = [
         f"# {description['study']}, trial {description['trial']}",
         "",
         f"An image classifier for {len(data['classes'])} classes "
         f"({', '.join(data['classes'])}), found by hpsearch on `{data['source']}`.",
-        "",
-        "| | accuracy |",
-        "|---|---|",
-        f"| validation, epoch {description['best_epoch']} of {len(accuracies)} "
-        f"| {description['validation_accuracy']:.2%} |",
     ]
-    if test is not None:
+    if before:
+        lines += [
+            "",
+            f"It was trained anew on the training and validation images together, for "
+            f"{len(accuracies)} epochs. The weights are those of the last epoch: no images were "
+            "left to choose an epoch by, and it has no validation accuracy.",
+            "",
+            "| this model | accuracy |",
+            "|---|---|",
+            f"| test (never seen by the search) | {test:.2%} |",
+            "",
+            "The search chose its parameters by another model, with the same seed but trained on "
+            "the training images alone:",
+            "",
+            "| the model before | accuracy |",
+        ]
+    else:
+        lines += ["", "| | accuracy |"]
+    lines += [
+        "|---|---|",
+        f"| validation, epoch {searched['best_epoch']} of {len(accuracies)} "
+        f"| {searched['validation_accuracy']:.2%} |",
+    ]
+    if test is not None and not before:
         lines.append(f"| test (never seen by the search) | {test:.2%} |")
-    confirmed = description.get("confirmation")
+    confirmed = searched.get("confirmation")
     if confirmed:
         test_of_all = confirmed["test"]
         seeds = confirmed["seeds"]
@@ -103,7 +125,8 @@ def readme(description: Mapping[str, Any], name: str) -> str:
             lines.append(f"| test, mean of {seeds} seeds | {test_of_all['mean']:.2%} |")
     lines += ["", "## Parameters", "", "| | |", "|---|---|"]
     lines += [f"| {key} | {value} |" for key, value in description["parameters"].items()]
-    lines += ["", "Validation accuracy after each epoch: "]
+    of_before = " of the model before" if before else ""
+    lines += ["", f"Validation accuracy{of_before} after each epoch: "]
     lines[-1] += ", ".join(f"{accuracy:.2%}" for accuracy in accuracies) + "."
     if test is not None:
         lines += [

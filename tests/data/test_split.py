@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -5,7 +6,12 @@ import torch
 
 from data.dataset import CIFAR10_NORMALISATION, load_dataset
 from data.errors import UserError
-from data.split import normalisation_of, split_for_training, stratified_split
+from data.split import (
+    normalisation_of,
+    split_for_training,
+    stratified_split,
+    whole_for_training,
+)
 
 LABELS = torch.tensor([0] * 50 + [1] * 20 + [2] * 3)
 
@@ -47,6 +53,16 @@ def test_the_validation_images_are_not_trained_on(data_cache: Path) -> None:
     twins = {image.numpy().tobytes() for image in dataset.train.images}
     assert len(train & validation) <= 5000 - len(twins), "but for images that are there twice"
     assert data.normalisation == CIFAR10_NORMALISATION
+
+
+def test_the_whole_is_all_training_images_and_none_to_validate_with(data_cache: Path) -> None:
+    dataset = load_dataset("cifar10-mini", data_cache)
+    data = whole_for_training(dataset)
+    assert torch.equal(data.train.images, dataset.train.images)
+    assert len(data.validation) == 0
+    assert data.normalisation == CIFAR10_NORMALISATION
+    own = whole_for_training(replace(dataset, normalisation=None))
+    assert own.normalisation == normalisation_of(dataset.train.images)
 
 
 def test_normalisation_is_the_mean_and_deviation_of_each_channel() -> None:

@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,14 @@ def test_the_weights_of_an_epoch_have_its_accuracy(context: TrialContext) -> Non
         model.load_state_dict(dict(result.weights))
         found = accuracy(model, context.data.validation, context.data.normalisation)
         assert found == result.validation_accuracy
+
+
+def test_without_validation_images_the_accuracy_is_not_a_number(context: TrialContext) -> None:
+    none = context.data.validation.select(torch.empty(0, dtype=torch.int64))
+    without = run(replace(context, data=replace(context.data, validation=none)))
+    for one, two in zip(without, run(context), strict=True):
+        assert math.isnan(one.validation_accuracy)
+        assert one.training_loss == two.training_loss, "validation leaves the training alone"
 
 
 def test_the_seed_decides_everything(context: TrialContext) -> None:

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from data.errors import UserError
 from studies import export
-from studies.export import readme, write_export
+from studies.export import check_output, readme, write_export
 
 WEIGHTS = {"a": torch.arange(6.0).reshape(2, 3)}
 DESCRIPTION: dict[str, Any] = {
@@ -66,6 +66,28 @@ def test_the_text_says_how_good_it_is_and_how_to_use_it() -> None:
     assert "test (never seen by the search) | 70.00%" in text
     assert 'load("best")' in text
     assert "hpsearch predict best photo.jpg" in text
+
+
+def test_of_a_model_trained_anew_the_text_says_whose_accuracy_is_whose() -> None:
+    searched = ("validation_accuracy", "validation_accuracy_per_epoch", "best_epoch")
+    before = {key: DESCRIPTION[key] for key in searched}
+    retrained = {key: value for key, value in DESCRIPTION.items() if key not in searched}
+    text = readme({**retrained, "validation_accuracy": None, "before": before}, "best")
+    this, that = text.split("| the model before | accuracy |")
+    assert "on the training and validation images together, for 2 epochs" in this
+    assert "those of the last epoch" in this
+    assert "| test (never seen by the search) | 70.00% |" in this
+    assert "75.00%" not in this
+    assert "| validation, epoch 2 of 2 | 75.00% |" in that
+    assert "70.00%" not in that
+
+
+def test_a_place_that_cannot_be_written_is_named_beforehand(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file is not a folder that can be written to"):
+        check_output(tmp_path / "file" / "best")
+    check_output(tmp_path / "new" / "folder" / "best")
+    assert [item.name for item in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_model_that_hpsearch_cannot_load_is_not_said_to_be_usable() -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from model.exported import load
+
 Hpsearch = Callable[..., subprocess.CompletedProcess[str]]
 Status = Callable[..., dict[str, Any]]
 
@@ -74,3 +76,18 @@ def test_confirm_finds_the_winner_once_and_export_prefers_it(
     assert shown
     assert float(shown[1]) == pytest.approx(100 * confirmation["test"]["mean"], abs=0.01)
     assert f"{confirmation['test']['mean']:.2%}" in (tmp_path / "best" / "README.md").read_text()
+
+    whole = ("export", "tiny", "--output", "whole", "--on", "train+validation")
+    anew = hpsearch(*whole, HPSEARCH_STORAGE=url)
+    assert anew.returncode == 0, anew.stderr
+    assert "anew on 5000 training and validation images" in anew.stderr
+    assert "epoch 2 of 2, loss" in anew.stderr
+    retrained = json.loads((tmp_path / "whole" / "trial.json").read_text())
+    assert (retrained["study"], retrained["trial"]) == ("tiny-confirm", description["trial"])
+    assert retrained["parameters"] == description["parameters"]
+    assert retrained["seed"] == description["seed"]
+    assert retrained["validation_accuracy"] is None
+    assert retrained["before"]["validation_accuracy"] == description["validation_accuracy"]
+    assert retrained["before"]["confirmation"] == confirmation
+    assert f"images, test accuracy {retrained['test_accuracy']:.2%}" in anew.stdout
+    assert load(tmp_path / "whole").classes == tuple(retrained["data"]["classes"])

@@ -214,6 +214,19 @@ def test_an_objective_of_one_s_own_is_exported_without_what_is_not_known(
     assert trial["objective"] == "objectives:curve"
 
 
+def test_an_objective_of_one_s_own_is_not_trained_anew(
+    hpsearch: Hpsearch, own_study: Path, tmp_path: Path
+) -> None:
+    hpsearch("run", own_study, "--workers", 1)
+    result = hpsearch("export", "own", "--on", "train+validation", "--output", "best")
+    assert result.returncode == 2
+    assert result.stderr == (
+        "hpsearch: study 'own' runs 'objectives:curve': --on train+validation can train models of "
+        "'model.train:train' alone\n"
+    )
+    assert not (tmp_path / "best").exists()
+
+
 def test_a_worker_runs_no_code_that_only_the_database_names(
     hpsearch: Hpsearch, own_study: Path
 ) -> None:

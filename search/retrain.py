@@ -1,0 +1,116 @@
+"""The final model: the chosen configuration trained anew, on training and validation images."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.errors import UserError
+from data.split import whole_for_training
+from model.evaluate import accuracy
+from model.train import train
+from model.trial import Diverged, EpochResult, TrialContext
+from search.export import Exported, baseline_to_show, describe_trial, rebuild
+from search.prepare import Prepared
+from studies.config import DEFAULT_OBJECTIVE, StudyConfig
+from studies.export import write_export
+from studies.results import BEST_EPOCH, SEED, TrialRecord
+from studies.study import VERSIONS, versions
+
+logger = logging.getLogger(__name__)
+
+
+def check_retrainable(config: StudyConfig) -> None:
+    """Refuse objectives of the user's own.
+
+    What one does with the data, whether it can do without validation images, and what its weights
+    are, is not known here; nor is code run that only the database names.
+
+    Raises:
+        UserError: the study's objective is not the default.
+    """
+    if config.trial.objective != DEFAULT_OBJECTIVE:
+        raise UserError(
+            f"study {config.name!r} runs {config.trial.objective!r}: --on train+validation can "
+            f"train models of {DEFAULT_OBJECTIVE!r} alone"
+        )
+
+
+def export_retrained(
+    prepared: Prepared,
+    best: TrialRecord,
+    output: Path,
+    device: torch.device,
+    confirmation: Mapping[str, Any] | None = None,
+) -> Exported:
+    """Train a complete trial's configuration on all training images, and write its last epoch.
+
+    With the trial's seed and number of epochs. No images are left to choose an epoch by, so that
+    the last one it is. Its test accuracy is measured once, at the end, and decides nothing.
+
+    Args:
+        confirmation: what retrainings of the configuration showed, for the folder's description.
+
+    Raises:
+        Diverged: loss or weights were no longer finite; nothing is written.
+        UserError: `output` is something else, or cannot be written.
+    """
+    opened = prepared.opened
+    attributes = opened.study.get_trials(deepcopy=False)[best.number].user_attrs
+    data = whole_for_training(prepared.dataset)
+    logger.info(
+        "trial %d anew on %d training and validation images: %s",
+        best.number,
+        len(data.train),
+        best.parameters,
+    )
+    context = TrialContext(
+        data.to(device),
+        device,
+        opened.config.trial.epochs,
+        attributes[SEED],
+        opened.config.trial.precision,
+    )
+    losses = []
+    last: EpochResult | None = None
+    for last in train(best.parameters, context):
+        losses.append(last.training_loss)
+        logger.info(
+            "epoch %d of %d, loss %.4f, %.0f images/s",
+            last.epoch,
+            context.epochs,
+            last.training_loss,
+            last.images_per_second,
+        )
+    assert last is not None
+    weights = {name: tensor.cpu() for name, tensor in last.weights.items()}
+    if not all(tensor.isfinite().all() for tensor in weights.values()):
+        # By the very last step, of which no loss tells.
+        raise Diverged(f"the weights were no longer finite after epoch {last.epoch}")
+    model = rebuild(best.parameters, weights, len(data.classes), device)
+    measured = accuracy(model, prepared.dataset.test.to(device), data.normalisation)
+    before: dict[str, Any] = {
+        "trained_on": "train",
+        "validation_accuracy": best.value,
+        "validation_accuracy_per_epoch": list(best.accuracies),
+        "best_epoch": attributes[BEST_EPOCH],
+        "versions": opened.study.user_attrs[VERSIONS],
+    }
+    if confirmation:
+        before["confirmation"] = confirmation
+    results = {
+        "trained_on": "train+validation",
+        "validation_accuracy": None,
+        "best_epoch": None,
+        "training_loss_per_epoch": losses,
+        "test_accuracy": measured,
+        "before": before,
+    }
+    description = describe_trial(prepared, best, results, data.normalisation)
+    description["versions"] = versions()
+    write_export(output, weights, description)
+    return Exported(
+        opened.config, output, best, measured, baseline_to_show(opened, best), retrained=True
+    )
