@@ -58,6 +58,14 @@ DataOption = Annotated[
     typer.Option("--data", metavar="SOURCE", help="cifar10-mini, cifar10, or a folder of images."),
 ]
 
+WarmStartOption = Annotated[
+    str | None,
+    typer.Option(
+        "--warm-start",
+        metavar="STUDY",
+        help="Let a new study start from the best trials of this earlier one.",
+    ),
+]
 WorkersOption = Annotated[
     int | None,
     typer.Option(
@@ -86,6 +94,7 @@ def run(
     workers_per_gpu: WorkersPerGpuOption = 1,
     name: Annotated[str | None, typer.Option(help="Another name for the study.")] = None,
     data: DataOption = None,
+    warm_start: WarmStartOption = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -101,7 +110,7 @@ def run(
     from studies.config import is_study_file
     from studies.storage import open_storage
 
-    overrides = _overrides(trials, minutes, name, data, settings or [])
+    overrides = _overrides(trials, minutes, name, data, warm_start, settings or [])
     if is_study_file(study):
         config = _study_file(study, overrides)
         with_storage = open_storage(storage, create=True)
@@ -132,6 +141,7 @@ def _overrides(
     minutes: float | None,
     name: str | None,
     data: str | None,
+    warm_start: str | None,
     settings: list[str],
 ) -> dict[str, Any]:
     from studies.config import parse_assignment
@@ -141,6 +151,7 @@ def _overrides(
         "budget.minutes": minutes,
         "name": name,
         "data.source": data,
+        "sampler.warm_start": warm_start and _study_name(warm_start),
     }
     overrides = dict(parse_assignment(setting) for setting in settings)
     return {**overrides, **{key: value for key, value in given.items() if value is not None}}
@@ -156,6 +167,7 @@ def _study_file(study: str, overrides: dict[str, Any]) -> "StudyConfig":
 def worker(
     study: StudyArgument,
     data: DataOption = None,
+    warm_start: WarmStartOption = None,
     allow_objective: Annotated[
         str | None,
         typer.Option(
@@ -175,11 +187,21 @@ def worker(
     from studies.config import is_study_file
     from studies.storage import open_storage
 
-    overrides = {"data.source": data} if data else {}
+    overrides = _overrides(None, None, None, data, warm_start, [])
     config = _study_file(study, overrides) if is_study_file(study) else None
     with_storage = open_storage(storage, create=config is not None)
     _log_to_terminal()
-    raise typer.Exit(run_worker(config, study, with_storage, directory, data, allow_objective))
+    raise typer.Exit(
+        run_worker(
+            config,
+            study,
+            with_storage,
+            directory,
+            data,
+            allow_objective,
+            overrides.get("sampler.warm_start"),
+        )
+    )
 
 
 @app.command()
@@ -197,7 +219,7 @@ def status(
     from studies.results import as_json as summary_as_json
     from studies.results import rank, record, summarise
     from studies.storage import open_storage
-    from studies.study import open_study, study_names
+    from studies.study import open_study, started_from, study_names
 
     with_storage = open_storage(storage)
     names = [_study_name(study)] if study else study_names(with_storage)
@@ -209,13 +231,23 @@ def status(
         summary = summarise(records)
         if as_json:
             document = summary_as_json(summary, rank(records)[:top])
-            documents.append({"study": name, "trials": opened.config.budget.trials, **document})
+            documents.append(
+                {
+                    "study": name,
+                    "trials": opened.config.budget.trials,
+                    "warm_start": opened.config.sampler.warm_start,
+                    **document,
+                }
+            )
             continue
         from search.live import counts_line, results_table
 
         total = opened.config.budget.trials
         finished = f"{summary.finished} of {total}" if total else str(summary.finished)
         console.print(f"[bold]{name}[/bold]  {finished} trials finished")
+        earlier = started_from(opened)
+        if earlier:
+            console.print(earlier, highlight=False)
         console.print(counts_line(summary))
         console.print(
             results_table(records, opened.config, top) if summary.best else "no trial complete yet"

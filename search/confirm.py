@@ -135,6 +135,7 @@ def _config(config: StudyConfig, name: str, retrainings: int) -> StudyConfig:
         "name": name,
         # Of a grid, too, all trials are enqueued and no worker makes one up.
         "sampler.name": "grid",
+        "sampler.warm_start": None,
         "pruner.name": "none",
         "budget": {"trials": retrainings},
         "checkpoints.keep": retrainings,

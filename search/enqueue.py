@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 
 from data.errors import UserError
 from search.budget import budgeted
-from search.space import make_space
+from search.space import choice_of, make_space
 from studies.study import OpenedStudy
 
 
@@ -52,10 +52,9 @@ def enqueue_trial(opened: OpenedStudy, values: Mapping[str, Any]) -> str:
 
 def _checked(key: str, distribution: BaseDistribution, value: Any) -> Any:
     if isinstance(distribution, CategoricalDistribution):
-        # Exactly: True is 1 to Python, and not to a user.
-        for choice in distribution.choices:
-            if choice == value and isinstance(choice, bool) == isinstance(value, bool):
-                return choice
+        choice = choice_of(distribution, value)
+        if choice is not None:
+            return choice
         listed = ", ".join(str(choice) for choice in distribution.choices)
         raise UserError(f"{key}={value}: the study offers {listed}")
     assert isinstance(distribution, FloatDistribution | IntDistribution)

@@ -42,7 +42,7 @@ from studies.config import DEFAULT_OBJECTIVE, StudyConfig
 from studies.export import check_output
 from studies.results import TrialRecord, record, summarise
 from studies.storage import masked
-from studies.study import OpenedStudy, exists, open_study
+from studies.study import OpenedStudy, exists, open_study, started_from
 
 logger = logging.getLogger(__name__)
 
@@ -136,6 +136,9 @@ def _announce(console: Console, prepared: Prepared, url: str) -> None:
     name = opened.config.name
     if prepared.is_new:
         console.print(f"study {name!r} created in {masked(url)}", highlight=False)
+        earlier = started_from(opened)
+        if earlier:
+            console.print(f"it {earlier}", highlight=False)
     else:
         finished = summarise(_records(opened)).finished
         console.print(
@@ -326,6 +329,7 @@ def run_worker(
     root: Path,
     source: str | None,
     allowed_objective: str | None,
+    warm_start: str | None = None,
 ) -> int:
     """Run `hpsearch worker`.
 
@@ -334,6 +338,7 @@ def run_worker(
         study: as it was named on the command line.
         source: where this machine has the data, if not where the study says.
         allowed_objective: what may be imported beside the default.
+        warm_start: the study that this one must have started from.
 
     Returns:
         The exit code: 0, or 128 + signal if asked to stop.
@@ -344,6 +349,9 @@ def run_worker(
     else:
         prepared = join(storage, name, root, source)
     settings = prepared.opened.config
+    if warm_start and settings.sampler.warm_start != warm_start:
+        started = started_from(prepared.opened) or "starts from no earlier study"
+        raise UserError(f"study {name!r} {started}: leave --warm-start {warm_start} out")
     objective_name = settings.trial.objective
     allowed = {DEFAULT_OBJECTIVE, allowed_objective, config.trial.objective if config else None}
     if objective_name not in allowed:

@@ -50,13 +50,17 @@ class CurveGPSampler(GPSampler):
         startup_trials: trials with a value of any kind (complete, pruned, diverged, or running
             and past their first epoch) before the first suggestion of the model.
         epochs: of a full trial.
+        earlier: trials of an earlier study, mapped into this one's space.
     """
 
-    def __init__(self, seed: int, startup_trials: int, epochs: int) -> None:
+    def __init__(
+        self, seed: int, startup_trials: int, epochs: int, earlier: Sequence[FrozenTrial] = ()
+    ) -> None:
         super().__init__(
             seed=seed, n_startup_trials=startup_trials, warn_independent_sampling=False
         )
         self._epochs = epochs
+        self._earlier = tuple(earlier)
         self._intersection_search_space = IntersectionSearchSpace(include_pruned=True)
 
     def sample_relative(

@@ -1,6 +1,7 @@
 """Samplers and pruners by the names that a study file uses."""
 
 import hashlib
+from collections.abc import Sequence
 
 from optuna.pruners import (
     BasePruner,
@@ -10,6 +11,7 @@ from optuna.pruners import (
     SuccessiveHalvingPruner,
 )
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial
 
 from search.sampler import CurveGPSampler
 from studies.config import PrunerSettings, SamplerSettings
@@ -19,7 +21,9 @@ GP_STARTUP_TRIALS = 4
 TPE_STARTUP_TRIALS = 10  # Optuna's default
 
 
-def make_sampler(settings: SamplerSettings, seed: int, epochs: int) -> BaseSampler:
+def make_sampler(
+    settings: SamplerSettings, seed: int, epochs: int, earlier: Sequence[FrozenTrial] = ()
+) -> BaseSampler:
     """The sampler that suggests parameters.
 
     A grid's points are enqueued when the study is created, so that its sampler has nothing to do.
@@ -27,10 +31,12 @@ def make_sampler(settings: SamplerSettings, seed: int, epochs: int) -> BaseSampl
     Args:
         seed: of this process: with the same seed, two workers would suggest the same.
         epochs: of a full trial.
+        earlier: trials of an earlier study, to be weighed (gp); see `search.warm.earlier_trials`.
     """
     with quiet_optuna():
         if settings.name == "gp":
-            return CurveGPSampler(seed, settings.startup_trials or GP_STARTUP_TRIALS, epochs)
+            startup_trials = settings.startup_trials or GP_STARTUP_TRIALS
+            return CurveGPSampler(seed, startup_trials, epochs, earlier)
         if settings.name == "tpe":
             return TPESampler(
                 seed=seed, n_startup_trials=settings.startup_trials or TPE_STARTUP_TRIALS

@@ -3,7 +3,7 @@
 import itertools
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 from optuna.distributions import (
@@ -45,27 +45,73 @@ def examples(parameters: Mapping[str, Parameter]) -> list[tuple[str, Any]]:
     ]
 
 
-def nearest(space: Space, configuration: Mapping[str, Any]) -> dict[str, Any] | str:
-    """The point of a space that is closest to a configuration.
+def nearest_known(space: Space, configuration: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the point of a space that is closest to a configuration, what the two have in common.
 
-    A number outside a range becomes the range's nearer bound; a parameter that the space holds
-    fixed, or that the configuration does not name, is left to the space.
+    A number outside a range becomes the range's nearer bound. A parameter is left out if the space
+    holds it fixed, if the configuration does not name it, or if its choices do not include the
+    configuration's.
+    """
+    near = {
+        name: _nearest_value(distribution, configuration[name])
+        for name, distribution in space.items()
+        if name in configuration and not distribution.single()
+    }
+    return {name: value for name, value in near.items() if value is not None}
+
+
+def nearest(space: Space, configuration: Mapping[str, Any]) -> dict[str, Any] | str:
+    """The point of a space that is closest to a configuration; see `nearest_known`.
 
     Returns:
         The point, or the name of a parameter whose choices do not include the configuration's.
     """
+    point = nearest_known(space, configuration)
+    for name, distribution in space.items():
+        if name in configuration and name not in point and not distribution.single():
+            return name
+    return point
+
+
+def same_point(
+    space: Space, configuration: Mapping[str, Any], constant: Container[str]
+) -> dict[str, Any] | None:
+    """The point of a space that is this very configuration of another one, or None.
+
+    Args:
+        constant: parameters that the other space does not vary. Where this space holds one of them
+            fixed too, at whatever value, that is a difference of the spaces and not of points.
+    """
     point = {}
     for name, distribution in space.items():
-        if distribution.single() or name not in configuration:
+        if distribution.single() and (name in constant or name not in configuration):
+            assert isinstance(distribution, CategoricalDistribution)  # As `make_space` makes it.
+            point[name] = distribution.choices[0]
             continue
-        value = configuration[name]
-        if isinstance(distribution, CategoricalDistribution):
-            if value not in distribution.choices:
-                return name
-            point[name] = value
-        elif isinstance(distribution, FloatDistribution | IntDistribution):
-            point[name] = min(max(value, distribution.low), distribution.high)
+        value = _nearest_value(distribution, configuration.get(name))
+        if value is None or value != configuration[name]:
+            return None
+        point[name] = value
     return point
+
+
+def _nearest_value(distribution: BaseDistribution, value: Any) -> Any:
+    """The closest value of a distribution; None if it is not among the choices, or no number."""
+    if isinstance(distribution, CategoricalDistribution):
+        return choice_of(distribution, value)
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    bounded = min(max(value, distribution.low), distribution.high)
+    return round(bounded) if isinstance(distribution, IntDistribution) else float(bounded)
+
+
+def choice_of(distribution: CategoricalDistribution, value: Any) -> Any:
+    """The choice that equals a value, or None. Exactly: True is 1 to Python, and not to a user."""
+    for choice in distribution.choices:
+        if choice == value and isinstance(choice, bool) == isinstance(value, bool):
+            return choice
+    return None
 
 
 def grid(space: Space, points_per_range: int, seed: int) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ from search.objective import End, Objective, Outcome, run_trial, suggest
 from search.samplers import derived_seed, make_pruner, make_sampler
 from search.space import make_space
 from search.stop import StopRequest
+from search.warm import earlier_trials
 from studies.checkpoints import CheckpointDirectory, superfluous
 from studies.results import DIVERGED, ERROR, SEED, WORKER, record
 from studies.storage import HEARTBEAT_SECONDS, quiet_optuna
@@ -57,7 +58,8 @@ class Worker:
         """
         config, study = self.opened.config, self.opened.study
         seed = derived_seed(config.seed, socket.gethostname(), os.getpid(), time.time_ns())
-        study.sampler = make_sampler(config.sampler, seed, config.trial.epochs)
+        earlier = earlier_trials(self.opened)
+        study.sampler = make_sampler(config.sampler, seed, config.trial.epochs, earlier)
         study.pruner = make_pruner(config.pruner, config.trial.epochs)
         may_create = config.sampler.name != "grid"
         trials_before = len(study.get_trials(deepcopy=False))

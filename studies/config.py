@@ -80,6 +80,11 @@ def is_fixed(parameter: Parameter) -> bool:
     return not isinstance(parameter, Range) and len(parameter) == 1
 
 
+StudyName = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
+]
+
+
 class DataSettings(Section):
     source: str = "cifar10-mini"
     """`cifar10-mini`, `cifar10`, or the path of a folder."""
@@ -102,6 +107,8 @@ class SamplerSettings(Section):
     """Random ones before the first suggestion from a model: 4 for gp, 10 for tpe if not given."""
     grid_points: int = Field(default=3, ge=2)
     """How many values of a range are tried (grid)."""
+    warm_start: StudyName | None = None
+    """An earlier study in the same storage, from whose best configurations this one starts."""
 
 
 class PrunerSettings(Section):
@@ -126,11 +133,6 @@ class CheckpointSettings(Section):
     """How many of the best trials keep their weights."""
 
 
-StudyName = Annotated[
-    str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
-]
-
-
 class StudyConfig(Section):
     """A whole study file."""
 
@@ -148,6 +150,8 @@ class StudyConfig(Section):
     def _check(self) -> Self:
         if self.budget == Budget():
             raise ValueError("budget: give trials, minutes, or both")
+        if self.sampler.warm_start == self.name:
+            raise ValueError("sampler.warm_start: a study cannot start from itself; rename it")
         return self
 
 
@@ -259,9 +263,12 @@ def _set(content: dict[str, Any], dotted_key: str, value: object) -> None:
 def differences(stored: StudyConfig, given: StudyConfig) -> list[str]:
     """What two study files say differently, a line each, budget and checkpoints aside.
 
-    Those two may change from run to run; all else decides what a trial's accuracy means.
+    Those two may change from run to run; all else decides what a trial's accuracy means. The
+    earlier study that this one started from need not be named again.
     """
     before, after = _flat(stored), _flat(given)
+    if given.sampler.warm_start is None:
+        before.pop("sampler.warm_start", None)
     return [
         f"{key}: the study has {before.get(key, 'nothing')}, given is {after.get(key, 'nothing')}"
         for key in sorted(before.keys() | after.keys())
@@ -270,11 +277,13 @@ def differences(stored: StudyConfig, given: StudyConfig) -> list[str]:
 
 
 def _flat(config: StudyConfig) -> dict[str, object]:
+    """Dotted key to value, of what has a value."""
+
     def walk(prefix: str, value: object) -> Iterator[tuple[str, object]]:
         if isinstance(value, dict):
             for key, inner in value.items():
                 yield from walk(f"{prefix}.{key}" if prefix else key, inner)
-        else:
+        elif value is not None:
             yield prefix, value
 
     return dict(walk("", config.model_dump(mode="json", exclude={"budget", "checkpoints"})))

@@ -22,6 +22,8 @@ BUDGET = "budget"
 DATA_DIGEST = "data_digest"
 IDENTITY = "identity"
 VERSIONS = "versions"
+WARM_START = "warm_start"
+"""The name of the study that this one started from, and how much it took from there."""
 
 METRIC = "validation accuracy"
 
@@ -52,12 +54,14 @@ def create_or_continue(
     config: StudyConfig,
     data_digest: str,
     enqueued: Sequence[Mapping[str, Any]],
+    attributes: Mapping[str, Any] | None = None,
 ) -> tuple[OpenedStudy, bool]:
     """Create the study of a study file, or open it if it was created before.
 
     Args:
         data_digest: of the data set that this process has.
         enqueued: configurations to run first, in that order, if the study is new.
+        attributes: what else to keep in the study, if it is new.
 
     Returns:
         The study, and whether it is new.
@@ -84,6 +88,8 @@ def create_or_continue(
     study.set_user_attr(DATA_DIGEST, data_digest)
     study.set_user_attr(VERSIONS, versions())
     study.set_user_attr(BUDGET, config.budget.model_dump())
+    for key, value in (attributes or {}).items():
+        study.set_user_attr(key, value)
     for parameters in enqueued:
         study.enqueue_trial(dict(parameters))
     # Last: a study that has its settings is complete, and others may use it.
@@ -159,6 +165,15 @@ def check_data(opened: OpenedStudy, data_digest: str) -> None:
             f"{opened.config.data.source} is {data_digest[:12]} here, but {stored[:12]} in the "
             "study; use the same images, or give another --name"
         )
+
+
+def started_from(opened: OpenedStudy) -> str | None:
+    """A line that says from which earlier study this one started, if from any."""
+    stored = opened.study.user_attrs.get(WARM_START)
+    if not stored:
+        return None
+    best = f"{stored['starts']} best" if stored["starts"] > 1 else "best"
+    return f"starts from the {best} of study {stored['study']!r}"
 
 
 def exists(storage: BaseStorage, name: str) -> bool:

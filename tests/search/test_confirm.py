@@ -27,7 +27,7 @@ def storage(tmp_path: Path) -> RDBStorage:
 @pytest.fixture
 def searched(storage: RDBStorage, data_cache: Path) -> Prepared:
     """Trial 0, the notebook's, is pruned; trials 1 to 4 are complete, 2 and 3 are one point."""
-    config = load_study_file("quickstart")
+    config = load_study_file("quickstart", {"sampler.warm_start": "earlier"})
     dataset = load_dataset("cifar10-mini", data_cache)
     opened, is_new = create_or_continue(storage, config, dataset.digest, [])
     for state, rate, value in (
@@ -86,6 +86,7 @@ def test_a_retraining_is_enqueued_once_and_again_when_it_failed(
     assert opened.config.name == "quickstart-confirm"
     assert opened.config.budget.trials == 4
     assert opened.config.pruner.name == "none"
+    assert opened.config.sampler.warm_start is None
     assert missing(opened, retrainings) == 4
 
     again = prepare_confirmation(storage, searched, retrainings).opened

@@ -1,10 +1,12 @@
+from typing import Any
+
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from data.errors import UserError
 from model.train import NOTEBOOK
 from search.prepare import first_trials
-from search.space import grid, make_space, nearest
+from search.space import grid, make_space, nearest, nearest_known, same_point
 from studies.config import Range, load_study_file
 
 SPACE = make_space(
@@ -37,6 +39,40 @@ def test_the_nearest_point_is_clipped_to_the_ranges_and_leaves_fixed_values_alon
 
 def test_a_choice_that_the_space_lacks_is_named() -> None:
     assert nearest(SPACE, {"optimizer": "lion"}) == "optimizer"
+
+
+def test_what_the_space_lacks_is_left_out_where_that_will_do() -> None:
+    known = nearest_known(SPACE, {"optimizer": "lion", "batch_size": 40.4, "momentum": 0.9})
+    assert known == {"batch_size": 40}
+    assert nearest_known(SPACE, {"learning_rate": True, "batch_size": "big"}) == {}
+    assert nearest_known(make_space({"x": (0, 1, 2)}), {"x": True}) == {}
+
+
+CONFIGURATION = {"learning_rate": 0.01, "batch_size": 64, "optimizer": "adam", "width": 64}
+
+
+@pytest.mark.parametrize("width", [8, 64])
+def test_a_fixed_parameter_that_another_space_fixes_too_sets_no_point_apart(width: int) -> None:
+    configuration = {**CONFIGURATION, "width": width}
+    same = {**CONFIGURATION, "width": 8}
+    assert same_point(SPACE, configuration, constant={"width"}) == same
+    assert same_point(SPACE, configuration, constant=set()) == (same if width == 8 else None)
+
+
+def test_a_fixed_parameter_that_another_space_lacks_sets_no_point_apart() -> None:
+    configuration = {name: value for name, value in CONFIGURATION.items() if name != "width"}
+    assert same_point(SPACE, configuration, constant=set()) == {**configuration, "width": 8}
+
+
+@pytest.mark.parametrize(
+    "change", [{"learning_rate": 0.2}, {"batch_size": 20.5}, {"optimizer": "lion"}]
+)
+def test_a_configuration_outside_the_space_is_none_of_its_points(change: dict[str, Any]) -> None:
+    assert same_point(SPACE, {**CONFIGURATION, **change}, constant={"width"}) is None
+
+
+def test_a_configuration_without_a_varied_parameter_is_no_point() -> None:
+    assert same_point(SPACE, {"learning_rate": 0.01, "optimizer": "adam"}, constant=set()) is None
 
 
 @pytest.mark.parametrize("study", ["quickstart", "cifar10"])

@@ -168,6 +168,24 @@ def test_the_budget_and_the_checkpoints_may_change() -> None:
     assert differences(stored, given) == []
 
 
+def test_a_study_that_started_from_another_need_not_name_it_again_but_no_third() -> None:
+    plain = load_study_file("quickstart")
+    warm = load_study_file("quickstart", {"sampler.warm_start": "old"})
+    other = load_study_file("quickstart", {"sampler.warm_start": "older"})
+    assert differences(warm, warm) == differences(warm, plain) == []
+    assert differences(warm, other) == [
+        "sampler.warm_start: the study has old, given is older",
+    ]
+    assert differences(plain, warm) == [
+        "sampler.warm_start: the study has nothing, given is old",
+    ]
+
+
+def test_a_study_cannot_start_from_itself() -> None:
+    with pytest.raises(UserError, match=r"sampler\.warm_start: a study cannot start from itself"):
+        load_study_file("quickstart", {"sampler.warm_start": "quickstart"})
+
+
 def test_the_template_is_a_valid_study_named_after_its_file(tmp_path: Path) -> None:
     file = tmp_path / "flowers.toml"
     write_template(file)
