@@ -100,7 +100,9 @@ def _good_rates(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         mine = [row for row in rows if row["parameters"]["optimizer"] == name]
         mine.sort(key=lambda row: -max(row["accuracies"]))
         best = mine[: max(3, round(len(mine) / 4))]
-        rates[name] = float(np.mean([math.log10(row["parameters"]["learning_rate"]) for row in best]))
+        rates[name] = float(
+            np.mean([math.log10(row["parameters"]["learning_rate"]) for row in best])
+        )
     return rates
 
 
@@ -263,14 +265,16 @@ def cross_validate(folds: int = 10, only: int | None = None, seed: int = 0) -> d
         "r2_best": float(_r2(best, guessed)),
         "rmse_best": float(np.sqrt(((best - guessed) ** 2).mean())),
         "rank_correlation_best": float(spearmanr(best, guessed)[0]),
-        "rank_correlation_better_half": float(spearmanr(best[better_half], guessed[better_half])[0]),
+        "rank_correlation_better_half": float(
+            spearmanr(best[better_half], guessed[better_half])[0]
+        ),
     }
 
 
 def _r2(actual: Array, guess: Array) -> Array:
-    r2: Array = 1 - ((actual - guess) ** 2).sum(axis=0) / (
-        (actual - actual.mean(axis=0)) ** 2
-    ).sum(axis=0)
+    r2: Array = 1 - ((actual - guess) ** 2).sum(axis=0) / ((actual - actual.mean(axis=0)) ** 2).sum(
+        axis=0
+    )
     return r2
 
 
