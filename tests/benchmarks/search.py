@@ -178,9 +178,9 @@ def judge_pruning(ended: Sequence[Ended]) -> Pruning:
     """What pruning spared and what it cost."""
     if not ended:
         return Pruning()
-    ranked = sorted(ended, key=lambda trial: -trial.value)
-    # Of equals, the one that was finished: nothing was lost.
-    best = min(ranked, key=lambda trial: (-trial.value, trial.pruned))
+    # Of equals, first those that were finished: nothing was lost.
+    ranked = sorted(ended, key=lambda trial: (-trial.value, trial.pruned))
+    best = ranked[0]
     finished = next((trial for trial in ranked if not trial.pruned), None)
     return Pruning(
         saved=1 - sum(trial.trained for trial in ended) / (EPOCHS * len(ended)),
@@ -351,10 +351,12 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(rows, indent=2))
     for name, summary in [] if arguments.json else rows.items():
-        title = f"{name}: {summary[0]['problems']} problems, {summary[0]['runs']} runs a row"
-        print(f"\n{title}\n")
+        count = summary[0]["problems"]
+        print(
+            f"\n{name}: {count} problem{'s' if count > 1 else ''}, {summary[0]['runs']} runs a row"
+        )
         if name != "recorded":
-            print("\n".join(table(summary)))
+            print("", *table(summary), sep="\n")
         if name == "recorded" or arguments.pruners:
             print("", *pruning_table(summary), sep="\n")
     if arguments.picture:
