@@ -2,10 +2,14 @@
 
     python -m tests.benchmarks.curves --configurations 300 --processes 2
 
-Every second configuration is the next point of a scrambled Sobol sequence over the space of
-`studies/cifar10.toml`, the others are uniform at random. Each is trained for ten epochs on
-CIFAR-10 mini at reduced width, without pruning. The table is `curves.jsonl`: a line that says how
-it was made, then one line a configuration. Run it again to add what is missing.
+Every second configuration is the next point of a scrambled Sobol sequence over `SPACE`, the
+others are uniform at random. Each is trained for ten epochs on CIFAR-10 mini at reduced width,
+without pruning. The table is `curves.jsonl`: a line that says how it was made, then one line a
+configuration. Run it again to add what is missing.
+
+    python -m tests.benchmarks.curves --again 37,42,46,77 --seeds 2
+
+trains rows of the table again with other seeds, into `seeds.jsonl`: what a seed alone changes.
 """
 
 import argparse
@@ -22,17 +26,32 @@ import numpy as np
 from optuna.distributions import BaseDistribution
 
 TABLE = Path(__file__).parent / "curves.jsonl"
+SEEDS = Path(__file__).parent / "seeds.jsonl"
 SEED = 0
 WIDTH = 8
 EPOCHS = 10
 
 
-def table_space() -> dict[str, BaseDistribution]:
-    """The space of `studies/cifar10.toml` at the table's width."""
-    from search.space import make_space
-    from studies.config import load_study_file
+SPACE: Mapping[str, Any] = {
+    "learning_rate": {"low": 1e-4, "high": 1.0, "log": True},
+    "optimizer": ["sgd", "adam", "adamw", "rmsprop", "adagrad", "adadelta", "adamax", "nadam"],
+    "schedule": ["constant", "one-cycle"],
+    "batch_size": [64, 128, 256, 512],
+    "weight_decay": {"low": 1e-6, "high": 1e-2, "log": True},
+    "augmentation": ["none", "flip", "flip+crop", "flip+crop+cutout", "flip+resized-crop"],
+    "color_jitter": [False, True],
+    "dropout": {"low": 0.0, "high": 0.5},
+    "depth": 18,
+    "width": WIDTH,
+}
+"""That of `studies/cifar10.toml` when the table was made, at the table's width."""
 
-    return make_space(load_study_file("cifar10", {"space.width": WIDTH}).space)
+
+def table_space() -> dict[str, BaseDistribution]:
+    """The distributions of `SPACE`."""
+    from tests.benchmarks.problems import distributions
+
+    return distributions(SPACE)
 
 
 def configuration(index: int, space: Mapping[str, BaseDistribution]) -> dict[str, Any]:
@@ -49,8 +68,8 @@ def configuration(index: int, space: Mapping[str, BaseDistribution]) -> dict[str
     return {name: at(item, float(u)) for (name, item), u in zip(space.items(), point, strict=True)}
 
 
-def train_row(job: tuple[int, Path]) -> dict[str, Any]:
-    """Train the configuration of an index, with data cached in the folder given."""
+def train_row(job: tuple[int, int, Path]) -> dict[str, Any]:
+    """Train the configuration of an index with a seed, with data cached in the folder given."""
     import torch
 
     from data.dataset import load_dataset
@@ -59,11 +78,11 @@ def train_row(job: tuple[int, Path]) -> dict[str, Any]:
     from model.trial import Diverged, TrialContext
     from search.samplers import derived_seed
 
-    index, cache = job
+    index, seed, cache = job
     torch.set_num_threads(1)
     parameters = configuration(index, table_space())
     data = split_for_training(load_dataset("cifar10-mini", cache), 0.1, SEED)
-    context = TrialContext(data, torch.device("cpu"), EPOCHS, derived_seed(SEED, index), "auto")
+    context = TrialContext(data, torch.device("cpu"), EPOCHS, derived_seed(seed, index), "auto")
     started = time.perf_counter()
     accuracies: list[float] = []
     diverged = False
@@ -74,6 +93,7 @@ def train_row(job: tuple[int, Path]) -> dict[str, Any]:
         diverged = True
     return {
         "index": index,
+        "seed": seed,
         "parameters": parameters,
         "accuracies": accuracies,
         "diverged": diverged,
@@ -84,7 +104,11 @@ def train_row(job: tuple[int, Path]) -> dict[str, Any]:
 def read_table(path: Path = TABLE) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """How the table was made, and its rows by index."""
     first, *rows = (json.loads(line) for line in path.read_text().splitlines())
-    return first, sorted(rows, key=lambda row: row["index"])
+    return first, sorted(rows, key=_key)
+
+
+def _key(row: Mapping[str, Any]) -> tuple[int, int]:
+    return row["index"], row.get("seed", SEED)
 
 
 def main() -> None:
@@ -92,10 +116,12 @@ def main() -> None:
     parser.add_argument("--configurations", type=int, default=300)
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--minutes", type=float, default=math.inf)
-    parser.add_argument("--table", type=Path, default=TABLE)
+    parser.add_argument("--again", help="indices of rows to train with other seeds")
+    parser.add_argument("--seeds", type=int, default=2, help="how many others (with --again)")
     parser.add_argument("--cache", type=Path, default=Path("var"))
     arguments = parser.parse_args()
-    if not arguments.table.exists():
+    path = SEEDS if arguments.again else TABLE
+    if not path.exists():
         import optuna
         import torch
 
@@ -108,15 +134,23 @@ def main() -> None:
             "optuna": optuna.__version__,
             "bfloat16": torch.cpu._is_avx512_bf16_supported(),
         }
-        arguments.table.write_text(json.dumps(made) + "\n")
-    done = {row["index"] for row in read_table(arguments.table)[1]}
-    todo = [index for index in range(arguments.configurations) if index not in done]
+        path.write_text(json.dumps(made) + "\n")
+    wanted = (
+        [
+            (int(index), SEED + 1 + seed)
+            for seed in range(arguments.seeds)
+            for index in arguments.again.split(",")
+        ]
+        if arguments.again
+        else [(index, SEED) for index in range(arguments.configurations)]
+    )
+    done = {_key(row) for row in read_table(path)[1]}
     deadline = time.monotonic() + 60 * arguments.minutes
     with (
         multiprocessing.get_context("spawn").Pool(arguments.processes) as pool,
-        arguments.table.open("a") as file,
+        path.open("a") as file,
     ):
-        jobs = [(index, arguments.cache) for index in todo]
+        jobs = [(*key, arguments.cache) for key in wanted if key not in done]
         for row in pool.imap_unordered(train_row, jobs):
             file.write(json.dumps(row) + "\n")
             file.flush()

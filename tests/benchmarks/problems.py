@@ -9,9 +9,11 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from optuna.distributions import BaseDistribution
+from pydantic import TypeAdapter
 
 from search.space import at, make_space
-from studies.config import Range
+from studies.config import Parameter
 
 EPOCHS = 10
 REFERENCES = 20_000
@@ -23,7 +25,7 @@ class Scale:
     """What a regret of 0 and of 1 mean on a problem."""
 
     best: float
-    """The best value of `REFERENCES` random configurations, or the optimum where it is known."""
+    """The best of `REFERENCES` random configurations, or the optimum where it is known."""
     median: float
 
     def regret(self, value: float) -> float:
@@ -45,7 +47,30 @@ class Problem(Protocol):
     def scale(self) -> Scale: ...
 
     def curve(self, parameters: Mapping[str, Any], seed: int) -> NDArray[np.float64]:
-        """Validation accuracy in [0, 1] after each of the ten epochs."""
+        """Validation accuracy in [0, 1] after each of the ten epochs, as a trial would see it."""
+
+    def truth(self, parameters: Mapping[str, Any]) -> float:
+        """The best epoch's accuracy without the noise: what many seeds would confirm."""
+
+
+def distributions(space: Mapping[str, Any]) -> dict[str, BaseDistribution]:
+    """The distributions of a `[space]`."""
+    return make_space(TypeAdapter(dict[str, Parameter]).validate_python(space))
+
+
+def random_points(space: Mapping[str, Any], count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Uniform random configurations of a `[space]`."""
+    items = distributions(space)
+    return [
+        {name: at(item, u) for (name, item), u in zip(items.items(), point, strict=True)}
+        for point in np.random.default_rng(seed).random((count, len(items)))
+    ]
+
+
+def family(problem: str) -> str:
+    """Problems of one family share a row of the table: `lcbench-…` and `synthetic-…` do."""
+    first = problem.partition("-")[0]
+    return first if first in ("lcbench", "synthetic") else problem
 
 
 # LCBench --------------------------------------------------------------------------------------
@@ -85,18 +110,17 @@ class LCBench:
         self._session = onnxruntime.InferenceSession(str(directory / "model.onnx"), options)
         self._task = _task_number(directory, task)
         self.name = f"lcbench-{task}"
-        space = make_space({name: Range(**item) for name, item in LCBENCH_SPACE.items()})
-        points = np.random.default_rng(0).random((REFERENCES, len(space)))
-        rows = [
-            [at(item, u) for item, u in zip(space.values(), point, strict=True)] for point in points
-        ]
-        values = self._curves(np.array(rows)).max(axis=1)
+        points = random_points(LCBENCH_SPACE, REFERENCES)
+        values = self._curves(np.array([list(point.values()) for point in points])).max(axis=1)
         self.scale = Scale(float(values.max()), float(np.median(values)))
 
     def curve(self, parameters: Mapping[str, Any], seed: int) -> NDArray[np.float64]:
         row = np.array([[parameters[name] for name in LCBENCH_SPACE]], dtype=np.float64)
         curve: NDArray[np.float64] = self._curves(row)[0]
         return curve
+
+    def truth(self, parameters: Mapping[str, Any]) -> float:
+        return float(self.curve(parameters, 0).max())
 
     def _curves(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
         steps = np.arange(1, EPOCHS + 1) * 5.0
