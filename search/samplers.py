@@ -3,16 +3,11 @@
 import hashlib
 from collections.abc import Sequence
 
-from optuna.pruners import (
-    BasePruner,
-    HyperbandPruner,
-    MedianPruner,
-    NopPruner,
-    SuccessiveHalvingPruner,
-)
+from optuna.pruners import BasePruner, HyperbandPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial
 
+from search.pruners import MedianPruner, PredictivePruner
 from search.sampler import CurveGPSampler
 from studies.config import PrunerSettings, SamplerSettings
 from studies.storage import quiet_optuna
@@ -47,8 +42,15 @@ def make_sampler(
 def make_pruner(settings: PrunerSettings, epochs: int) -> BasePruner:
     """The pruner that stops hopeless trials; a step is an epoch."""
     if settings.name == "median":
-        # Optuna counts steps from 0 and prunes from step n_warmup_steps on; epochs begin at 1.
-        return MedianPruner(settings.startup_trials, settings.warmup_epochs + 1)
+        return MedianPruner(settings.startup_trials, settings.warmup_epochs)
+    if settings.name == "predictive":
+        return PredictivePruner(
+            epochs,
+            settings.threshold,
+            settings.better_than,
+            settings.startup_trials,
+            settings.warmup_epochs,
+        )
     if settings.name == "asha":
         return SuccessiveHalvingPruner(min_resource=1, reduction_factor=settings.reduction_factor)
     if settings.name == "hyperband":

@@ -112,11 +112,15 @@ class SamplerSettings(Section):
 
 
 class PrunerSettings(Section):
-    name: Literal["median", "asha", "hyperband", "none"] = "median"
-    startup_trials: int = Field(default=5, ge=0)
-    """Complete ones before the first trial is pruned (median)."""
-    warmup_epochs: int = Field(default=2, ge=0)
-    """In which no trial is pruned (median)."""
+    name: Literal["median", "predictive", "asha", "hyperband", "none"] = "median"
+    startup_trials: int = Field(default=1, ge=0)
+    """Others that got as far before a trial is pruned (median, predictive)."""
+    warmup_epochs: int = Field(default=0, ge=0)
+    """In which no trial is pruned (median, predictive)."""
+    threshold: float = Field(default=0.1, gt=0, lt=1)
+    """A trial with a smaller chance to end among the best is pruned (predictive)."""
+    better_than: int = Field(default=3, ge=1)
+    """Among how many of the best (predictive)."""
     reduction_factor: int = Field(default=3, ge=2)
     """One trial in so many goes on at each rung (asha, hyperband)."""
 
