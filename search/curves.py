@@ -23,6 +23,9 @@ from optuna.trial import FrozenTrial, TrialState
 FARTHEST_OUTLIER = 2.0
 """How far below the median a value counts, in distances from the median to the best."""
 
+MOST_OBSERVED = 200
+"""Trials of a study that the model is fitted to: its time grows with the cube of their number."""
+
 Array = NDArray[np.float64]
 
 
@@ -94,8 +97,23 @@ class Observations:
     """shape (trials,): how far each got, 0 for epoch 1 and 1 for a full trial."""
     targets: Array
     """shape (trials,): expected values, outliers raised, of mean 0 and standard deviation 1."""
-    finished: Array
-    """shape (trials,): whether the trial is complete."""
+    complete: NDArray[np.bool_]
+    """shape (trials,): whether the trial is."""
+
+    def thinned(self, most: int = MOST_OBSERVED) -> "Observations":
+        """So many at most: the better half of them, and an even sample of all that are worse.
+
+        The last one is always among them.
+        """
+        if len(self.targets) <= most:
+            return self
+        order = np.argsort(-self.targets, kind="stable")
+        half = most // 2
+        worse = np.linspace(half, len(order) - 1, most - half).round().astype(int)
+        kept = np.union1d(np.concatenate([order[:half], order[worse]]), [len(order) - 1])
+        return Observations(
+            self.points[kept], self.epochs[kept], self.targets[kept], self.complete[kept]
+        )
 
 
 def observe(
@@ -123,7 +141,7 @@ def observe(
         points=normalised(space, [parameters[index] for index in known]),
         epochs=np.where(complete, 1.0, [_on_log_scale(count, epochs) for count in trained]),
         targets=(raised - raised.mean()) / max(raised.std(), 1e-10),
-        finished=complete,
+        complete=complete,
     )
 
 
@@ -184,6 +202,8 @@ class CurveModel:
         Ginsbourger, Le Riche and Carraro, "Kriging Is Well-Suited to Parallelize Optimization",
         2010: the Kriging believer.
         """
+        if not len(points):
+            return
         mean, _ = self.at_full_length(points)
         self.regressor.append_running_data(self._full(points), mean)
 

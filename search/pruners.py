@@ -110,7 +110,7 @@ class PredictivePruner(BasePruner):
             observed = observe(space, trials, parameters, self._epochs, fewest=2)
             if observed is None:
                 return False
-            model = CurveModel(space, observed, start=self._kernel)
+            model = CurveModel(space, observed.thinned(), start=self._kernel)
             self._kernel = model.regressor
             mean, variance = model.at_full_length(normalised(space, [trial.params]))
         rival = np.sort(observed.targets[:-1])[-self._better_than]

@@ -6,7 +6,7 @@ one fits the learning curves of all trials (`search/curves.py`).
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,15 @@ from optuna.search_space import IntersectionSearchSpace
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from search.curves import Array, CurveModel, normalised, observe
+from search.curves import (
+    MOST_OBSERVED,
+    Array,
+    CurveModel,
+    Observations,
+    best_so_far,
+    normalised,
+    observe,
+)
 
 SAME_POINT = 1e-3
 """Two points closer than this, in a unit cube, are one."""
@@ -91,20 +99,16 @@ class CurveGPSampler(GPSampler):
             observed = observe(space, trials, parameters, self._epochs, self._n_startup_trials)
             if observed is None:
                 return {}
-            copied = [
-                (item, item.params)
-                for item in self._earlier
-                if search_space.keys() <= item.params.keys()
-            ]
-            earlier = observe(
-                space, [item for item, _ in copied], [p for _, p in copied], self._epochs, fewest=2
+            model = CurveModel(
+                space, observed.thinned(), self._observe_earlier(space, search_space), self._kernel
             )
-            model = CurveModel(space, observed, earlier, self._kernel)
             self._kernel = model.regressor
             points = normalised(space, parameters)
-            unfinished = [item.state != TrialState.COMPLETE for item in trials]
-            if any(unfinished):
-                model.add_expected(points[unfinished])
+            silent = [
+                item.state == TrialState.RUNNING and not len(best_so_far(item)) for item in trials
+            ]
+            unfinished = model.observed.points[~model.observed.complete]
+            model.add_expected(np.vstack([unfinished, points[silent]]))
             point = most_promising(model, space, self._rng.rng)
         if (np.abs(points - point).max(axis=1) < SAME_POINT).any():
             return {}
@@ -118,6 +122,14 @@ class CurveGPSampler(GPSampler):
                 text[start : start + _SYSTEM_ATTR_MAX_LENGTH],
             )
         return suggested
+
+    def _observe_earlier(
+        self, space: SearchSpace, parameters: Mapping[str, BaseDistribution]
+    ) -> Observations | None:
+        trials = [item for item in self._earlier if parameters.keys() <= item.params.keys()]
+        values = [item.params for item in trials]
+        observed = observe(space, trials, values, self._epochs, fewest=2)
+        return observed.thinned(MOST_OBSERVED // 2) if observed else None
 
 
 def most_promising(model: CurveModel, space: SearchSpace, random: np.random.RandomState) -> Array:
