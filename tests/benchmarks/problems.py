@@ -107,11 +107,14 @@ class LCBench:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.enable_cpu_mem_arena = False
         self._session = onnxruntime.InferenceSession(str(directory / "model.onnx"), options)
         self._task = _task_number(directory, task)
         self.name = f"lcbench-{task}"
         points = random_points(LCBENCH_SPACE, REFERENCES)
-        values = self._curves(np.array([list(point.values()) for point in points])).max(axis=1)
+        # In parts: the network's activations for all of them would fill the memory.
+        rows = np.array_split([list(point.values()) for point in points], REFERENCES // 500)
+        values = np.concatenate([self._curves(part).max(axis=1) for part in rows])
         self.scale = Scale(float(values.max()), float(np.median(values)))
 
     def curve(self, parameters: Mapping[str, Any], seed: int) -> NDArray[np.float64]:

@@ -105,11 +105,13 @@ def simulate(
     sampler: BaseSampler,
     run: Run,
     enqueued: Sequence[Mapping[str, Any]] | None = None,
+    starts: Sequence[Mapping[str, Any]] = (),
 ) -> Result:
     """Search a problem with `run.workers` workers until `run.epochs` epochs are trained.
 
     Args:
         enqueued: all configurations that there are to try; None if the sampler makes them up.
+        starts: configurations to try before the sampler makes any up.
     """
     # Here, not above: who only reads traces or problems needs no torch.
     from search.objective import suggest
@@ -119,7 +121,7 @@ def simulate(
         direction="maximize", sampler=sampler, pruner=make_pruner(config.pruner, EPOCHS)
     )
     space = distributions(problem.space)
-    for parameters in enqueued or ():
+    for parameters in (*starts, *(enqueued or ())):
         study.enqueue_trial(dict(parameters))
     jitter = np.random.default_rng(run.seed)
     # When the next epoch of a trial ends, the trial, its curve, and how many epochs it has had.
@@ -250,7 +252,7 @@ def run_one(job: tuple[Run, Path | None]) -> Result:
     seed = derived_seed(run.seed, run.problem)
     sampler = strategies.make_benchmark_sampler(run.strategy, problem, config, seed)
     points = strategies.enqueued(run.strategy, problem, config, seed)
-    return simulate(problem, config, sampler, run, points)
+    return simulate(problem, config, sampler, run, points, strategies.starts(run.strategy))
 
 
 def read_traces(path: Path) -> dict[Run, Result]:

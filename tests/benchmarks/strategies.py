@@ -6,7 +6,8 @@ defaults, as `hpsearch run --set` takes them, with commas between:
     gp+median:pruner.warmup_epochs=1,sampler.startup_trials=8
 
 Samplers beyond those of a study file: `stock-gp` (Optuna's own), `manual` (trial and error by
-hand) and `replay` (every row of a recorded table once, in random order).
+hand) and `replay` (every row of a recorded table once, in random order). `known-` before a sampler
+lets it begin with what did well on other tasks (LCBench), as a study file's `[[start]]` does.
 """
 
 import itertools
@@ -22,7 +23,8 @@ from optuna.trial import FrozenTrial, TrialState
 from data.errors import UserError
 from search.space import MOST_GRID_TRIALS, Space, at, grid, nearest
 from studies.config import PrunerSettings, StudyConfig, parse_assignment, parse_study
-from tests.benchmarks.problems import EPOCHS, Problem, distributions
+from tests.benchmarks.problems import EPOCHS, Problem, distributions, family
+from tests.benchmarks.starts import LCBENCH_STARTS
 
 PRUNERS: Sequence[str] = get_args(PrunerSettings.model_fields["name"].annotation)
 DEFAULT = (
@@ -32,11 +34,17 @@ DEFAULT = (
 )
 SMALLEST_STEP = 1e-3
 """Of the range; whoever has tried all larger ones tries the best again."""
+KNOWN = "known-"
 OWN_SAMPLERS = ("stock-gp", "manual", "replay")
 
 
 def sampler_name(strategy: str) -> str:
-    return strategy.partition("+")[0]
+    return strategy.partition("+")[0].removeprefix(KNOWN)
+
+
+def starts(strategy: str) -> Sequence[Mapping[str, Any]]:
+    """What a strategy tries before its sampler is asked."""
+    return LCBENCH_STARTS if strategy.startswith(KNOWN) else ()
 
 
 def make_config(strategy: str, space: Mapping[str, Any]) -> StudyConfig:
@@ -46,7 +54,7 @@ def make_config(strategy: str, space: Mapping[str, Any]) -> StudyConfig:
         UserError: it names something that a study file cannot.
     """
     names, _, settings = strategy.partition(":")
-    sampler, _, pruner = names.partition("+")
+    sampler, pruner = sampler_name(names), names.partition("+")[2]
     content = {
         "name": "benchmark",
         "space": space,
@@ -228,4 +236,5 @@ def pairs(strategies: Sequence[str], problems: Sequence[str]) -> list[tuple[str,
         (problem, strategy)
         for problem, strategy in itertools.product(problems, strategies)
         if (problem == "recorded") == (sampler_name(strategy) == "replay")
+        and (family(problem) == "lcbench" or not strategy.startswith(KNOWN))
     ]

@@ -8,9 +8,8 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, GPSampler
 from optuna.study import Study
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
-from search.curves import expected_values, raise_outliers
 from search.objective import suggest
 from search.sampler import CurveGPSampler
 
@@ -178,20 +177,37 @@ def test_points_of_a_small_grid_are_not_repeated_in_vain() -> None:
     assert len(tried) >= 9
 
 
-def test_an_unfinished_trial_counts_at_the_value_it_was_heading_for() -> None:
+def earlier_study() -> list[FrozenTrial]:
+    """Complete trials of another study, whose best is at 0.8."""
     study = make_study()
-    complete(study, 0.1, 0.4)
-    complete(study, 0.2, 0.8)
-    pruned(study, 0.3, 0.1, 0.3, 0.2)
-    pruned(study, 0.4)
-    study.ask(dict(LINE))
-    values = expected_values(study.get_trials(), EPOCHS)
-    # From the third epoch on, the two gained 7/9 of 0.2 and of 0.4.
-    assert values[2] == pytest.approx(0.3 + 7 / 9 * 0.3)
-    assert values[3] == -math.inf
-    assert math.isnan(values[4])
+    for x in np.linspace(0.0, 1.0, 15):
+        complete(study, float(x), 0.9 - 2 * (x - 0.8) ** 2)
+    return study.get_trials()
 
 
-def test_a_value_far_below_the_others_is_raised() -> None:
-    raised = raise_outliers(np.array([0.1, 0.7, 0.8, 0.9, -math.inf]))
-    assert raised.tolist() == pytest.approx([0.3, 0.7, 0.8, 0.9, 0.3])
+@pytest.mark.parametrize("seed", range(3))
+def test_trials_of_an_earlier_study_show_the_way(seed: int) -> None:
+    sampler = CurveGPSampler(seed, 4, EPOCHS, earlier_study())
+    study = make_study(sampler)
+    for x in (0.1, 0.4, 0.6, 1.0):
+        complete(study, x, 0.8 - 2 * (x - 0.8) ** 2)
+    assert study.ask(dict(LINE)).params["x"] == pytest.approx(0.8, abs=0.02)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_earlier_study_that_contradicts_is_outweighed(seed: int) -> None:
+    sampler = CurveGPSampler(seed, 4, EPOCHS, earlier_study())
+    study = make_study(sampler)
+    for x in np.linspace(0.02, 0.98, 11):
+        complete(study, float(x), 0.9 - 2 * (x - 0.2) ** 2)
+    assert study.ask(dict(LINE)).params["x"] == pytest.approx(0.2, abs=0.15)
+
+
+def test_a_large_study_is_thinned() -> None:
+    study = make_study()
+    for x in np.linspace(0.0, 1.0, 600):
+        if int(600 * x) % 3:
+            pruned(study, float(x), 0.4 - (x - 0.5) ** 2)
+        else:
+            complete(study, float(x), 0.8 - (x - 0.5) ** 2)
+    assert study.ask(dict(LINE)).params["x"] == pytest.approx(0.5, abs=0.1)
