@@ -131,8 +131,9 @@ def prepare_confirmation(
 
 
 def _config(config: StudyConfig, name: str, retrainings: int) -> StudyConfig:
-    changes = {
+    changes: dict[str, Any] = {
         "name": name,
+        "start": [],
         # Of a grid, too, all trials are enqueued and no worker makes one up.
         "sampler.name": "grid",
         "sampler.warm_start": None,

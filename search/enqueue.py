@@ -3,17 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
 from optuna.trial import TrialState
 
-from data.errors import UserError
 from search.budget import budgeted
-from search.space import choice_of, make_space
+from search.space import checked_point, make_space
 from studies.study import OpenedStudy
 
 
@@ -27,12 +20,7 @@ def enqueue_trial(opened: OpenedStudy, values: Mapping[str, Any]) -> str:
         UserError: a name or value is not in the study's space.
     """
     name = opened.config.name
-    space = make_space(opened.config.space)
-    parameters = {}
-    for key, value in values.items():
-        if key not in space:
-            raise UserError(f"study {name!r} has no parameter {key!r}; it has {', '.join(space)}")
-        parameters[key] = _checked(key, space[key], value)
+    parameters = checked_point(make_space(opened.config.space), values)
     before = opened.study.get_trials(deepcopy=False)
     opened.study.enqueue_trial(parameters)
     trials = opened.study.get_trials(deepcopy=False)
@@ -48,19 +36,3 @@ def enqueue_trial(opened: OpenedStudy, values: Mapping[str, Any]) -> str:
             f"{len(budgeted(trials, None))} runs it"
         )
     return line
-
-
-def _checked(key: str, distribution: BaseDistribution, value: Any) -> Any:
-    if isinstance(distribution, CategoricalDistribution):
-        choice = choice_of(distribution, value)
-        if choice is not None:
-            return choice
-        listed = ", ".join(str(choice) for choice in distribution.choices)
-        raise UserError(f"{key}={value}: the study offers {listed}")
-    assert isinstance(distribution, FloatDistribution | IntDistribution)
-    whole = isinstance(distribution, IntDistribution)
-    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
-        raise UserError(f"{key}={value}: not a {'whole ' if whole else ''}number")
-    if not distribution.low <= value <= distribution.high:
-        raise UserError(f"{key}={value}: not from {distribution.low:g} to {distribution.high:g}")
-    return int(value) if whole else float(value)

@@ -1,7 +1,7 @@
 """What every process of a search does first: the study, and the data that it is about."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,10 +9,11 @@ from typing import Any
 from optuna.storages import RDBStorage
 
 from data.dataset import Dataset, load_dataset
+from data.errors import UserError
 from data.split import TrainingData, split_for_training
 from model.train import NOTEBOOK
 from search.objective import check_space
-from search.space import grid, make_space, nearest
+from search.space import checked_point, grid, make_space, nearest
 from search.warm import plan_warm_start
 from studies.config import DEFAULT_OBJECTIVE, StudyConfig
 from studies.study import OpenedStudy, check_data, create_or_continue, exists, open_study
@@ -42,12 +43,14 @@ def create_from_file(storage: RDBStorage, config: StudyConfig, origin: str, root
             the study that it is to start from has nothing to offer.
     """
     check_space(config, origin)
+    enqueued = first_trials(config, origin)
     warm = None
     # Once created it is independent of the study that it started from, which may be gone.
     if config.sampler.warm_start and not exists(storage, config.name):
-        is_default = config.trial.objective == DEFAULT_OBJECTIVE
-        warm = plan_warm_start(storage, config, baseline_point(config) if is_default else None)
-    enqueued = first_trials(config, warm.starts if warm else ())
+        warm = plan_warm_start(storage, config, enqueued)
+        enqueued += warm.starts
+    if config.sampler.name == "grid":
+        enqueued += grid(make_space(config.space), config.sampler.grid_points, config.seed)
     dataset = load_dataset(config.data.source, root)
     data = split_for_training(dataset, config.data.validation_fraction, config.seed)
     attributes = warm.attributes if warm else None
@@ -77,16 +80,18 @@ def baseline_point(config: StudyConfig) -> dict[str, Any] | str:
     return nearest(make_space(config.space), NOTEBOOK)
 
 
-def first_trials(
-    config: StudyConfig, starts: Sequence[Mapping[str, Any]] = ()
-) -> list[Mapping[str, Any]]:
-    """What a new study tries first: the notebook's configuration, and all points of a grid.
+def first_trials(config: StudyConfig, origin: str) -> list[dict[str, Any]]:
+    """What a new study tries first: the notebook's configuration, and the file's `[[start]]`s.
+
+    Each is there once, without the parameters that the space holds fixed.
 
     Args:
-        starts: the best configurations of an earlier study, which come after the notebook's.
+        origin: the file, named in errors.
+
+    Raises:
+        UserError: a start is not in the space.
     """
-    space = make_space(config.space)
-    trials: list[Mapping[str, Any]] = []
+    trials: list[dict[str, Any]] = []
     if config.trial.objective == DEFAULT_OBJECTIVE:
         baseline = baseline_point(config)
         if isinstance(baseline, str):
@@ -98,7 +103,21 @@ def first_trials(
             )
         else:
             trials.append(baseline)
-    trials += starts
-    if config.sampler.name == "grid":
-        trials += grid(space, config.sampler.grid_points, config.seed)
+    for start in _starts(config, origin):
+        if start not in trials:
+            trials.append(start)
     return trials
+
+
+def _starts(config: StudyConfig, origin: str) -> Iterator[dict[str, Any]]:
+    space = make_space(config.space)
+    for index, values in enumerate(config.start):
+        try:
+            point = checked_point(space, values, f"{origin}: start.{index}.")
+        except UserError as error:
+            # Who narrows the space of a file with --set cannot narrow its starts so.
+            raise UserError(f"{error}; correct it, or add --set 'start=[]'") from error
+        varied = {name: value for name, value in point.items() if not space[name].single()}
+        if not varied:
+            raise UserError(f"{origin}: start.{index}: names no parameter that varies")
+        yield varied

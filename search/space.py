@@ -114,6 +114,42 @@ def choice_of(distribution: CategoricalDistribution, value: Any) -> Any:
     return None
 
 
+def checked_point(space: Space, values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A user's own values, all of which have to be in the space as they are.
+
+    Args:
+        prefix: goes before the parameter's name in errors.
+
+    Raises:
+        UserError: a name or value is not in the space.
+    """
+    point = {}
+    for name, value in values.items():
+        if name not in space:
+            raise UserError(f"{prefix}{name}: no such parameter; there are {', '.join(space)}")
+        try:
+            point[name] = _checked_value(space[name], value)
+        except ValueError as error:
+            raise UserError(f"{prefix}{name}={value}: {error}") from error
+    return point
+
+
+def _checked_value(distribution: BaseDistribution, value: Any) -> Any:
+    if isinstance(distribution, CategoricalDistribution):
+        choice = choice_of(distribution, value)
+        if choice is not None:
+            return choice
+        listed = ", ".join(str(choice) for choice in distribution.choices)
+        raise ValueError(f"the study offers {listed}")
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    whole = isinstance(distribution, IntDistribution)
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+        raise ValueError(f"not a {'whole ' if whole else ''}number")
+    if not distribution.low <= value <= distribution.high:
+        raise ValueError(f"not from {distribution.low:g} to {distribution.high:g}")
+    return int(value) if whole else float(value)
+
+
 def grid(space: Space, points_per_range: int, seed: int) -> list[dict[str, Any]]:
     """All combinations of choices and of evenly spaced values of ranges, in random order.
 

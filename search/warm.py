@@ -39,12 +39,14 @@ class WarmStart:
     """To be kept in the new study."""
 
 
-def plan_warm_start(storage: RDBStorage, config: StudyConfig, baseline: object = None) -> WarmStart:
+def plan_warm_start(
+    storage: RDBStorage, config: StudyConfig, tried: Sequence[Mapping[str, Any]] = ()
+) -> WarmStart:
     """Read from the earlier study what a new one will need.
 
     Args:
         config: of the new study, which names the earlier one.
-        baseline: a point that is tried anyway.
+        tried: points that are tried anyway.
 
     Raises:
         UserError: there is no such study, it has no complete trial, or the two have no parameter
@@ -65,7 +67,7 @@ def plan_warm_start(storage: RDBStorage, config: StudyConfig, baseline: object =
     ]
     starts: list[dict[str, Any]] = []
     for point in points:
-        if point and point != baseline and point not in starts:
+        if point and point not in tried and point not in starts:
             starts.append(point)
     if not any(points):
         raise UserError(

@@ -1,6 +1,7 @@
 """The study file: TOML in, frozen and validated settings out."""
 
 import copy
+import math
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -80,6 +81,24 @@ def is_fixed(parameter: Parameter) -> bool:
     return not isinstance(parameter, Range) and len(parameter) == 1
 
 
+def _as_tables(value: object) -> object:
+    """A list of tables becomes a tuple."""
+    if not isinstance(value, list | tuple) or not all(isinstance(item, dict) for item in value):
+        raise ValueError("write each as a table of its own, below [[start]]")
+    return tuple(value)
+
+
+def _one_value(value: object) -> object:
+    if not isinstance(value, str | int | float | bool) or (
+        isinstance(value, float) and not math.isfinite(value)
+    ):
+        raise ValueError("give one value: text, a number, or true/false")
+    return value
+
+
+Start = dict[str, Annotated[Scalar, BeforeValidator(_one_value)]]
+"""A configuration that is known to be good: some or all parameters of the space."""
+
 StudyName = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
 ]
@@ -145,6 +164,8 @@ class StudyConfig(Section):
     data: DataSettings = DataSettings()
     trial: TrialSettings = TrialSettings()
     space: dict[str, Parameter] = Field(min_length=1)
+    start: Annotated[tuple[Start, ...], BeforeValidator(_as_tables)] = ()
+    """Tried first, in this order, after the notebook's configuration."""
     sampler: SamplerSettings = SamplerSettings()
     pruner: PrunerSettings = PrunerSettings()
     budget: Budget = Budget()
@@ -281,9 +302,11 @@ def differences(stored: StudyConfig, given: StudyConfig) -> list[str]:
 
 
 def _flat(config: StudyConfig) -> dict[str, object]:
-    """Dotted key to value, of what has a value."""
+    """Dotted key to value, of what has a value; tables in a list are numbered from 0."""
 
     def walk(prefix: str, value: object) -> Iterator[tuple[str, object]]:
+        if isinstance(value, list) and all(isinstance(item, dict) for item in value):
+            value = {str(index): item for index, item in enumerate(value)}
         if isinstance(value, dict):
             for key, inner in value.items():
                 yield from walk(f"{prefix}.{key}" if prefix else key, inner)

@@ -87,6 +87,8 @@ def test_a_retraining_is_enqueued_once_and_again_when_it_failed(
     assert opened.config.budget.trials == 4
     assert opened.config.pruner.name == "none"
     assert opened.config.sampler.warm_start is None
+    assert searched.opened.config.start
+    assert opened.config.start == ()
     assert missing(opened, retrainings) == 4
 
     again = prepare_confirmation(storage, searched, retrainings).opened

@@ -39,7 +39,7 @@ def test_beyond_the_budget_it_says_what_runs_it(opened: OpenedStudy) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"rate": 0.1}, "no parameter 'rate'; it has learning_rate, optimizer"),
+        ({"rate": 0.1}, "rate: no such parameter; there are learning_rate, optimizer"),
         ({"learning_rate": 7.0}, "learning_rate=7.0: not from 0.0001 to 0.5"),
         ({"learning_rate": "fast"}, "learning_rate=fast: not a number"),
         ({"learning_rate": True}, "learning_rate=True: not a number"),

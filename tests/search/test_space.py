@@ -4,10 +4,8 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from data.errors import UserError
-from model.train import NOTEBOOK
-from search.prepare import first_trials
-from search.space import grid, make_space, nearest, nearest_known, same_point
-from studies.config import Range, load_study_file
+from search.space import checked_point, grid, make_space, nearest, nearest_known, same_point
+from studies.config import Range
 
 SPACE = make_space(
     {
@@ -75,28 +73,28 @@ def test_a_configuration_without_a_varied_parameter_is_no_point() -> None:
     assert same_point(SPACE, {"learning_rate": 0.01, "optimizer": "adam"}, constant=set()) is None
 
 
-@pytest.mark.parametrize("study", ["quickstart", "cifar10"])
-def test_the_first_trial_is_the_notebook_s_configuration(study: str) -> None:
-    config = load_study_file(study)
-    (baseline,) = first_trials(config)
-    for name in ("learning_rate", "optimizer", "batch_size", "augmentation", "schedule"):
-        assert baseline[name] == NOTEBOOK[name]
-    assert baseline["learning_rate"] == 1e-3
-    assert baseline["optimizer"] == "adam"
-    assert baseline["batch_size"] == 64
-    assert baseline["augmentation"] == "flip+resized-crop"
+def test_a_user_s_own_point_is_taken_as_it_is_and_with_the_space_s_types() -> None:
+    point = checked_point(SPACE, {"optimizer": "sgd", "batch_size": 17, "learning_rate": 1e-4})
+    assert point == {"optimizer": "sgd", "batch_size": 17, "learning_rate": 1e-4}
+    wide = make_space({"rate": Range(low=0.5, high=2.0)})
+    assert isinstance(checked_point(wide, {"rate": 1})["rate"], float)
 
 
-def test_a_space_without_the_notebook_s_optimizer_is_searched_without_the_baseline(
-    caplog: pytest.LogCaptureFixture,
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"learning_rate": 0.2}, "here.learning_rate=0.2: not from 0.0001 to 0.1"),
+        ({"batch_size": 64.0}, "here.batch_size=64.0: not a whole number"),
+        ({"optimizer": "lion"}, "here.optimizer=lion: the study offers sgd, adam"),
+        ({"rate": 1}, "here.rate: no such parameter; there are learning_rate, batch_size"),
+    ],
+)
+def test_a_user_s_own_point_outside_the_space_is_refused_by_name(
+    values: dict[str, Any], message: str
 ) -> None:
-    config = load_study_file("quickstart", {"space.optimizer": ["sgd", "adamw"]})
-    assert first_trials(config) == []
-    assert "its optimizer, 'adam', is not in the search space" in caplog.text
-
-
-def test_another_objective_has_no_baseline() -> None:
-    assert first_trials(load_study_file("quickstart", {"trial.objective": "mine:train"})) == []
+    with pytest.raises(UserError) as error:
+        checked_point(SPACE, values, "here.")
+    assert message in str(error.value)
 
 
 def test_a_grid_holds_every_combination_once_in_an_order_of_its_seed() -> None:

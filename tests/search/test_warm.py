@@ -9,7 +9,7 @@ from optuna.trial import TrialState
 
 from data.errors import UserError
 from search.confirm import CONFIRMATION
-from search.prepare import baseline_point, first_trials
+from search.prepare import first_trials
 from search.sampler import CurveGPSampler
 from search.samplers import make_sampler
 from search.space import make_space
@@ -107,11 +107,17 @@ def test_the_best_distinct_configurations_are_mapped_into_the_new_space(
 @pytest.mark.usefixtures("old")
 def test_what_is_tried_anyway_is_not_tried_twice(storage: RDBStorage) -> None:
     settings = new(**{"space.learning_rate": {"low": 1e-3, "high": 0.5, "log": True}})
-    baseline = baseline_point(settings)
+    (baseline,) = first_trials(settings, "new")
     # 1e-5 comes to lie on the notebook's 1e-3.
-    starts = plan_warm_start(storage, settings, baseline).starts
+    starts = plan_warm_start(storage, settings, [baseline]).starts
     assert [start["learning_rate"] for start in starts] == [0.5, 0.02, 0.01]
-    assert first_trials(settings, starts) == [baseline, *starts]
+    # Nor is what the study's file says to start with; the next best takes its place.
+    begin = [{"learning_rate": 0.02, "batch_size": 64}]
+    settings = settings.model_copy(update={"start": tuple(begin)})
+    tried = first_trials(settings, "new")
+    assert tried == [baseline, *begin]
+    starts = plan_warm_start(storage, settings, tried).starts
+    assert [start["learning_rate"] for start in starts] == [0.5, 0.01]
 
 
 def test_a_confirmed_winner_comes_first(storage: RDBStorage, old: OpenedStudy) -> None:

@@ -4,6 +4,7 @@ import pytest
 
 from data.errors import UserError
 from search.objective import check_space
+from search.prepare import first_trials
 from studies.config import (
     SHIPPED,
     StudyConfig,
@@ -55,6 +56,9 @@ def test_what_is_left_out_has_the_documented_default(tmp_path: Path) -> None:
         ("[trial]\nepochs = 0", "trial.epochs: Input should be greater than or equal to 1"),
         ("[data]\nvalidation_fraction = 1.5", "data.validation_fraction: Input should be less"),
         ('[trial]\nobjective = "os.system"', "trial.objective: String should match pattern"),
+        ("[start]\nx = 1", "start: write each as a table of its own, below [[start]]"),
+        ("[[start]]\nx = [1, 2]", "start.0.x: give one value: text, a number, or true/false"),
+        ("[[start]]\nx = 1\n[[start]]\nx = nan", "start.1.x: give one value"),
         ("[checkpoints]\nkeep = 0", "checkpoints.keep: Input should be greater"),
     ],
 )
@@ -160,6 +164,38 @@ def test_differences_name_each_key_with_both_values() -> None:
         "space.dropout: the study has nothing, given is [0.5]",
         "trial.epochs: the study has 10, given is 3",
     ]
+
+
+def test_starts_that_differ_are_named_by_number_and_parameter() -> None:
+    starts = [{"learning_rate": 0.1, "optimizer": "sgd"}, {"optimizer": "adam"}]
+    stored = load_study_file("quickstart", {"start": starts})
+    changed = [{"optimizer": "sgd", "learning_rate": 0.2}]
+    assert differences(stored, stored) == []
+    assert differences(stored, load_study_file("quickstart", {"start": changed})) == [
+        "start.0.learning_rate: the study has 0.1, given is 0.2",
+        "start.1.optimizer: the study has adam, given is nothing",
+    ]
+
+
+def test_a_study_from_before_there_were_starts_opens_and_continues() -> None:
+    config = load_study_file("quickstart", {"start": []})
+    content = config.model_dump(mode="json")
+    del content["start"]
+    stored = parse_study(content, "stored")
+    assert stored.start == ()
+    assert differences(stored, config) == []
+
+
+def test_the_starts_of_the_template_are_valid(tmp_path: Path) -> None:
+    file = tmp_path / "flowers.toml"
+    write_template(file)
+    lines = file.read_text().splitlines()
+    first = lines.index("# [[start]]")
+    last = lines.index("[sampler]")
+    lines[first:last] = [line.removeprefix("# ") for line in lines[first:last]]
+    config = load(tmp_path, "\n".join(lines))
+    _, *starts = first_trials(config, str(file))
+    assert len(starts) == len(config.start) == 2
 
 
 def test_the_budget_and_the_checkpoints_may_change() -> None:
