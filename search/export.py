@@ -14,7 +14,7 @@ from data.errors import UserError
 from model.evaluate import accuracy
 from model.resnet import ResNet
 from model.train import build_model, parse_hyperparameters
-from search.prepare import Prepared, baseline_point
+from search.prepare import Prepared, has_baseline
 from search.worker import checkpoint_directory
 from studies.checkpoints import Checkpoint
 from studies.config import DEFAULT_OBJECTIVE, StudyConfig
@@ -176,7 +176,7 @@ def baseline_to_show(opened: OpenedStudy, best: TrialRecord) -> TrialRecord | No
 def baseline_record(opened: OpenedStudy) -> TrialRecord | None:
     """Trial 0, if it has begun and is the notebook's configuration."""
     config = opened.config
-    if config.trial.objective != DEFAULT_OBJECTIVE or isinstance(baseline_point(config), str):
+    if not has_baseline(config):
         return None
     first = opened.study.get_trials(deepcopy=False)[0]
     return record(first) if first.params and CONFIRMS not in first.user_attrs else None

@@ -109,8 +109,12 @@ def run_trial(
     context: TrialContext,
     checkpoints: CheckpointDirectory,
     stop: StopRequest,
+    may_prune: bool = True,
 ) -> Outcome:
     """Train one trial and report each epoch; what becomes of the trial is for the caller to tell.
+
+    Args:
+        may_prune: False for a trial that is to be complete, whatever the pruner says.
 
     Raises:
         Exception: of the storage. What the objective raises is an outcome, not an exception.
@@ -157,7 +161,8 @@ def run_trial(
         )
         if len(accuracies) == context.epochs:
             break
-        if trial.should_prune():
+        # The pruner is asked in any case: it may take note of who reached an epoch.
+        if trial.should_prune() and may_prune:
             return Outcome(End.PRUNED, tuple(accuracies))
         if stop.requested:
             return Outcome(End.INTERRUPTED, tuple(accuracies))

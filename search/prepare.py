@@ -80,6 +80,13 @@ def baseline_point(config: StudyConfig) -> dict[str, Any] | str:
     return nearest(make_space(config.space), NOTEBOOK)
 
 
+def has_baseline(config: StudyConfig) -> bool:
+    """Whether trial 0 of the study is the notebook's configuration."""
+    return config.trial.objective == DEFAULT_OBJECTIVE and not isinstance(
+        baseline_point(config), str
+    )
+
+
 def first_trials(config: StudyConfig, origin: str) -> list[dict[str, Any]]:
     """What a new study tries first: the notebook's configuration, and the file's `[[start]]`s.
 

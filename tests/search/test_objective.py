@@ -83,6 +83,22 @@ def test_a_pruned_trial_ends_where_the_pruner_says(
     assert outcome == Outcome(End.PRUNED, (0.5, 0.2))
 
 
+def test_a_baseline_is_complete_whatever_the_pruner_says(
+    context: TrialContext, checkpoints: CheckpointDirectory
+) -> None:
+    study = optuna.create_study(direction="maximize", pruner=optuna.pruners.ThresholdPruner(0.3))
+    outcome = run_trial(
+        study.ask(),
+        {},
+        epochs(0.5, 0.2, 0.1, 0.1),
+        context,
+        checkpoints,
+        StopRequest(),
+        may_prune=False,
+    )
+    assert outcome.end is End.COMPLETE
+
+
 def test_a_trial_that_has_had_its_last_epoch_is_complete_not_pruned(
     context: TrialContext, checkpoints: CheckpointDirectory
 ) -> None:
