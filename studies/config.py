@@ -134,7 +134,7 @@ class PrunerSettings(Section):
     name: Literal["median", "predictive", "asha", "hyperband", "none"] = "median"
     startup_trials: int = Field(default=1, ge=0)
     """Others that got as far before a trial is pruned (median, predictive)."""
-    warmup_epochs: int = Field(default=1, ge=0)
+    warmup_epochs: int = Field(default=2, ge=0)
     """In which no trial is pruned (median, predictive)."""
     threshold: float = Field(default=0.1, gt=0, lt=1)
     """A trial with a smaller chance to end among the best is pruned (predictive)."""
