@@ -43,6 +43,7 @@ def create_from_file(storage: RDBStorage, config: StudyConfig, origin: str, root
             the study that it is to start from has nothing to offer.
     """
     check_space(config, origin)
+    _warn_without_baseline(config)
     enqueued = first_trials(config, origin)
     warm = None
     # Once created it is independent of the study that it started from, which may be gone.
@@ -87,10 +88,22 @@ def has_baseline(config: StudyConfig) -> bool:
     )
 
 
+def _warn_without_baseline(config: StudyConfig) -> None:
+    baseline = baseline_point(config)
+    if config.trial.objective == DEFAULT_OBJECTIVE and isinstance(baseline, str):
+        logger.warning(
+            "the notebook's configuration is not tried as a baseline: its %s, %r, is not "
+            "in the search space",
+            baseline,
+            NOTEBOOK[baseline],
+        )
+
+
 def first_trials(config: StudyConfig, origin: str) -> list[dict[str, Any]]:
     """What a new study tries first: the notebook's configuration, and the file's `[[start]]`s.
 
-    Each is there once, without the parameters that the space holds fixed.
+    Each is there once, without the parameters that the space holds fixed. They are never pruned:
+    a study is compared with the notebook's, and what is known to be good may begin slowly.
 
     Args:
         origin: the file, named in errors.
@@ -99,17 +112,9 @@ def first_trials(config: StudyConfig, origin: str) -> list[dict[str, Any]]:
         UserError: a start is not in the space.
     """
     trials: list[dict[str, Any]] = []
-    if config.trial.objective == DEFAULT_OBJECTIVE:
-        baseline = baseline_point(config)
-        if isinstance(baseline, str):
-            logger.warning(
-                "the notebook's configuration is not tried as a baseline: its %s, %r, is not "
-                "in the search space",
-                baseline,
-                NOTEBOOK[baseline],
-            )
-        else:
-            trials.append(baseline)
+    baseline = baseline_point(config)
+    if config.trial.objective == DEFAULT_OBJECTIVE and not isinstance(baseline, str):
+        trials.append(baseline)
     for start in _starts(config, origin):
         if start not in trials:
             trials.append(start)

@@ -20,7 +20,7 @@ from model.trial import TrialContext
 from search.budget import Turn, check_failures, claim, hand_back
 from search.launch import worker_name
 from search.objective import End, Objective, Outcome, run_trial, suggest
-from search.prepare import has_baseline
+from search.prepare import first_trials
 from search.samplers import derived_seed, make_pruner, make_sampler
 from search.space import make_space
 from search.stop import StopRequest
@@ -95,8 +95,7 @@ class Worker:
             context = TrialContext(
                 self.data, self.device, config.trial.epochs, seed, config.trial.precision
             )
-            # With the notebook's configuration the study is compared: it is always complete.
-            may_prune = trial.number > 0 or not has_baseline(config)
+            may_prune = trial.number >= len(first_trials(config, config.name))
             outcome = run_trial(
                 trial,
                 parameters,

@@ -41,10 +41,12 @@ def test_the_first_trial_is_the_notebook_s_configuration(study: str) -> None:
 
 
 def test_a_space_without_the_notebook_s_optimizer_is_searched_without_the_baseline(
-    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = quickstart(**{"space.optimizer": ["sgd", "adamw"]})
     assert first_trials(config, "mine") == []
+    storage = open_storage(f"sqlite:///{tmp_path / 'a.db'}", create=True)
+    create_from_file(storage, config, "mine", tmp_path)
     assert "its optimizer, 'adam', is not in the search space" in caplog.text
 
 
