@@ -41,11 +41,13 @@ RANDOM_CANDIDATES = 1024
 STARTS = 5
 """So many of the best points are climbed from at a time."""
 CANDIDATES_PER_ROUND = 256
-FIRST_MOVE = 0.5
-"""How far a neighbour lies on the way to a random point, at most; in the first round."""
+NEAR_THE_BEST = (0.03, 0.1, 0.3)
+"""Standard deviations of the steps from the best trials."""
+FIRST_STEP = 0.1
+"""Standard deviation in the first round of climbing."""
 SHRINKAGE = 0.6
 """Of that, from round to round."""
-ROUNDS = 10
+ROUNDS = 8
 NUMBERS_CHANGED, CATEGORIES_CHANGED = 0.5, 0.2
 """The chance of each coordinate to differ in a neighbour."""
 
@@ -148,36 +150,37 @@ def most_promising(model: CurveModel, space: SearchSpace, random: np.random.Rand
 
     expected = model.at_full_length(model.observed.points)[0].numpy()
     best = model.observed.points[np.argsort(-expected)[:STARTS]]
-    near = [neighbours(space, best, move, CANDIDATES_PER_ROUND, random) for move in (0.1, 0.3, 1.0)]
+    near = [neighbours(space, best, step, CANDIDATES_PER_ROUND, random) for step in NEAR_THE_BEST]
     points = np.vstack([space.sample_normalized_params(RANDOM_CANDIDATES, random), *near])
     values = acquisition(points)
-    move = FIRST_MOVE
+    step = FIRST_STEP
     for _ in range(ROUNDS):
         top = np.argsort(-values)[:STARTS]
-        near_top = neighbours(space, points[top], move, CANDIDATES_PER_ROUND, random)
+        near_top = neighbours(space, points[top], step, CANDIDATES_PER_ROUND, random)
         points = np.vstack([points[top], near_top])
         values = np.concatenate([values[top], acquisition(near_top)])
-        move *= SHRINKAGE
+        step *= SHRINKAGE
     winner: Array = points[np.argmax(values)]
     return winner
 
 
 def neighbours(
-    space: SearchSpace, points: Array, move: float, count: int, random: np.random.RandomState
+    space: SearchSpace, points: Array, step: float, count: int, random: np.random.RandomState
 ) -> Array:
     """Points, shape (count, parameters), that differ a little from some of those given.
 
+    Steps beyond the space end on its bounds, where the best is more often than chance has it.
+
     Args:
-        move: how far on the way to a random point, at most, in [0, 1].
+        step: standard deviation in the unit cube; a category becomes any.
     """
     origins = points[random.randint(len(points), size=count)]
-    targets = space.sample_normalized_params(count, random)
-    moved = origins + move * random.random_sample((count, 1)) * (targets - origins)
+    moved = np.clip(origins + step * random.standard_normal(origins.shape), 0.0, 1.0)
     for index, choices in zip(
         space.discrete_indices, space.get_choices_of_discrete_params(), strict=True
     ):
         if space.is_categorical[index]:
-            moved[:, index] = targets[:, index]
+            moved[:, index] = random.choice(choices, size=count)
         else:
             right = np.clip(np.searchsorted(choices, moved[:, index]), 1, len(choices) - 1)
             left_is_nearer = moved[:, index] - choices[right - 1] < choices[right] - moved[:, index]
