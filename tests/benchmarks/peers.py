@@ -8,6 +8,7 @@ The problems, the seeds and the simulated workers are those of `tests.benchmarks
 traces go to the same file, from which that module prints them beside its own. A trial that is
 trained on is charged for its further epochs alone, as if from a checkpoint: a favour to SMAC, which
 trains anew at each budget. A peer is told the best value of a trial so far, since that is judged.
+SMAC does not repeat exactly with one seed.
 """
 
 import argparse

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tests.benchmarks.search import TOP, Result
-from tests.benchmarks.strategies import sampler_name
 
 Array = NDArray[np.float64]
 
@@ -146,7 +145,7 @@ def draw(families: Mapping[str, Sequence[Result]], path: Path) -> None:
     shown: set[str] = set()
     for column, results in enumerate(families.values(), start=1):
         for strategy, runs in by_strategy(results).items():
-            sampler = sampler_name(strategy)
+            sampler = strategy.partition("+")[0]
             pruner = strategy.partition("+")[2].partition(":")[0]
             colour = colours.setdefault(sampler, OTHER_COLOURS[len(colours) % len(OTHER_COLOURS)])
             mean, error = mean_and_error(traces(runs), [run.run.problem for run in runs])
