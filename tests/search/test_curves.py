@@ -4,7 +4,6 @@ import numpy as np
 import optuna
 import pytest
 from optuna.study import Study
-from optuna.trial import TrialState
 
 from search.curves import (
     CurveModel,
@@ -14,33 +13,11 @@ from search.curves import (
     observe,
     raise_outliers,
 )
-
-EPOCHS = 10
-LINE = {"x": optuna.distributions.FloatDistribution(0.0, 1.0)}
+from tests.search.line import EPOCHS, LINE, complete, pruned
 
 
 def make_study() -> Study:
     return optuna.create_study(direction="maximize")
-
-
-def add(study: Study, state: TrialState, x: float, *reports: float) -> None:
-    study.add_trial(
-        optuna.create_trial(
-            state=state,
-            value=max(reports) if state == TrialState.COMPLETE else None,
-            params={"x": x},
-            distributions=dict(LINE),
-            intermediate_values=dict(enumerate(reports, start=1)),
-        )
-    )
-
-
-def complete(study: Study, x: float, value: float) -> None:
-    add(study, TrialState.COMPLETE, x, *np.linspace(value / 2, value, EPOCHS))
-
-
-def pruned(study: Study, x: float, *reports: float) -> None:
-    add(study, TrialState.PRUNED, x, *reports)
 
 
 def observed(study: Study) -> Observations:

@@ -12,9 +12,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.objective import suggest
 from search.sampler import CurveGPSampler
+from tests.search.line import EPOCHS, LINE, complete, pruned
 
-EPOCHS = 10
-LINE = {"x": FloatDistribution(0.0, 1.0)}
 MIXED = {
     "rate": FloatDistribution(1e-4, 1.0, log=True),
     "units": IntDistribution(8, 512, log=True),
@@ -29,26 +28,6 @@ def make_study(sampler: BaseSampler | None = None) -> Study:
 
 def make_sampler(seed: int = 0, startup_trials: int = 4) -> CurveGPSampler:
     return CurveGPSampler(seed, startup_trials, EPOCHS)
-
-
-def add(study: Study, state: TrialState, x: float, *reports: float) -> None:
-    study.add_trial(
-        optuna.create_trial(
-            state=state,
-            value=max(reports) if state == TrialState.COMPLETE else None,
-            params={"x": x},
-            distributions=dict(LINE),
-            intermediate_values=dict(enumerate(reports, start=1)),
-        )
-    )
-
-
-def complete(study: Study, x: float, value: float) -> None:
-    add(study, TrialState.COMPLETE, x, *np.linspace(value / 2, value, EPOCHS))
-
-
-def pruned(study: Study, x: float, *reports: float) -> None:
-    add(study, TrialState.PRUNED, x, *reports)
 
 
 def suggested_by_the_model(study: Study) -> bool:
