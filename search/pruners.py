@@ -1,6 +1,10 @@
-"""Pruners of our own: which trials are not worth their remaining epochs?"""
+"""Pruners of our own: which trials are not worth their remaining epochs?
 
-from collections.abc import Sequence
+They judge a trial at a few epochs, the rungs, as successive halving does, and not after each: every
+look at a noisy curve is another chance to stop what would have been the best.
+"""
+
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
@@ -11,6 +15,19 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import norm
 
 from search.curves import CurveModel, best_so_far, make_cube, normalised, observe
+
+
+def rungs(epochs: int, reduction_factor: int, warmup_epochs: int) -> frozenset[int]:
+    """The epochs after which a trial is judged: powers of the factor, beyond the warm-up.
+
+    Never the last one, after which there is nothing to spare.
+    """
+    powers = []
+    power = 1
+    while power < epochs:
+        powers.append(power)
+        power *= reduction_factor
+    return frozenset(power for power in powers if power > warmup_epochs)
 
 
 class MedianPruner(BasePruner):
@@ -24,17 +41,17 @@ class MedianPruner(BasePruner):
 
     Args:
         startup_trials: others that must have reached an epoch before one is pruned there.
-        warmup_epochs: in which no trial is pruned.
+        rungs: the epochs at which a trial is judged.
     """
 
-    def __init__(self, startup_trials: int, warmup_epochs: int) -> None:
+    def __init__(self, startup_trials: int, rungs: Collection[int]) -> None:
         self._startup_trials = startup_trials
-        self._warmup_epochs = warmup_epochs
+        self._rungs = rungs
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
         """Whether to stop the trial after the epochs that it has reported."""
         epoch = len(trial.intermediate_values)
-        if epoch <= self._warmup_epochs:
+        if epoch not in self._rungs:
             return False
         others = [
             best_so_far(other)
@@ -67,7 +84,7 @@ class PredictivePruner(BasePruner):
         threshold: a trial with a smaller chance is stopped.
         better_than: k.
         startup_trials: with a value of any kind, before one is pruned.
-        warmup_epochs: in which no trial is pruned.
+        rungs: the epochs at which a trial is judged.
     """
 
     def __init__(
@@ -76,18 +93,18 @@ class PredictivePruner(BasePruner):
         threshold: float,
         better_than: int,
         startup_trials: int,
-        warmup_epochs: int,
+        rungs: Collection[int],
     ) -> None:
         self._epochs = epochs
         self._threshold = threshold
         self._better_than = better_than
         self._startup_trials = startup_trials
-        self._warmup_epochs = warmup_epochs
+        self._rungs = rungs
         self._kernel: gp.GPRegressor | None = None
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
         """Whether to stop the trial after the epochs that it has reported."""
-        if len(trial.intermediate_values) <= self._warmup_epochs:
+        if len(trial.intermediate_values) not in self._rungs:
             return False
         states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
         others = [

@@ -7,7 +7,7 @@ from optuna.pruners import BasePruner, HyperbandPruner, NopPruner, SuccessiveHal
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial
 
-from search.pruners import MedianPruner, PredictivePruner
+from search.pruners import MedianPruner, PredictivePruner, rungs
 from search.sampler import CurveGPSampler
 from studies.config import PrunerSettings, SamplerSettings
 from studies.storage import quiet_optuna
@@ -41,15 +41,16 @@ def make_sampler(
 
 def make_pruner(settings: PrunerSettings, epochs: int) -> BasePruner:
     """The pruner that stops hopeless trials; a step is an epoch."""
+    judged = rungs(epochs, settings.reduction_factor, settings.warmup_epochs)
     if settings.name == "median":
-        return MedianPruner(settings.startup_trials, settings.warmup_epochs)
+        return MedianPruner(settings.startup_trials, judged)
     if settings.name == "predictive":
         return PredictivePruner(
             epochs,
             settings.threshold,
             settings.better_than,
             settings.startup_trials,
-            settings.warmup_epochs,
+            judged,
         )
     if settings.name == "asha":
         return SuccessiveHalvingPruner(min_resource=1, reduction_factor=settings.reduction_factor)

@@ -134,14 +134,15 @@ class PrunerSettings(Section):
     name: Literal["median", "predictive", "asha", "hyperband", "none"] = "median"
     startup_trials: int = Field(default=1, ge=0)
     """Others that got as far before a trial is pruned (median, predictive)."""
-    warmup_epochs: int = Field(default=2, ge=0)
+    warmup_epochs: int = Field(default=0, ge=0)
     """In which no trial is pruned (median, predictive)."""
     threshold: float = Field(default=0.1, gt=0, lt=1)
     """A trial with a smaller chance to end among the best is pruned (predictive)."""
     better_than: int = Field(default=3, ge=1)
     """Among how many of the best (predictive)."""
     reduction_factor: int = Field(default=3, ge=2)
-    """One trial in so many goes on at each rung (asha, hyperband)."""
+    """Trials are judged after epochs that are powers of it: 1, 3, 9 (all but none). asha and
+    hyperband let one trial in so many go on."""
 
 
 class Budget(Section):

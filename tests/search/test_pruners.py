@@ -7,7 +7,7 @@ from optuna.pruners import BasePruner
 from optuna.study import Study
 from optuna.trial import Trial, TrialState
 
-from search.pruners import MedianPruner, PredictivePruner, below_median
+from search.pruners import MedianPruner, PredictivePruner, below_median, rungs
 
 EPOCHS = 4
 
@@ -30,15 +30,28 @@ def report(trial: Trial, epoch: int, accuracy: float) -> bool:
     return trial.should_prune()
 
 
+def test_trials_are_judged_at_powers_of_the_factor_but_not_after_the_last_epoch() -> None:
+    assert rungs(epochs=10, reduction_factor=3, warmup_epochs=0) == {1, 3, 9}
+    assert rungs(epochs=9, reduction_factor=3, warmup_epochs=1) == {3}
+    assert rungs(epochs=10, reduction_factor=2, warmup_epochs=2) == {4, 8}
+    assert rungs(epochs=1, reduction_factor=2, warmup_epochs=0) == set()
+
+
+def test_pruners_judge_at_rungs_alone() -> None:
+    study = make_study(MedianPruner(startup_trials=1, rungs={1, 3}))
+    run(study, 0.5, 0.6, 0.7)
+    assert run(study, 0.5, 0.1, 0.1) == [False, False, True]
+
+
 def test_the_median_pruner_spares_the_first_trials_and_epochs() -> None:
-    study = make_study(MedianPruner(startup_trials=2, warmup_epochs=1))
+    study = make_study(MedianPruner(startup_trials=2, rungs={2, 3}))
     assert run(study, 0.9, 0.9, 0.9) == [False, False, False]
     assert run(study, 0.8, 0.8, 0.8) == [False, False, False]
     assert run(study, 0.1, 0.1, 0.1) == [False, True, True]
 
 
 def test_the_median_pruner_compares_with_running_trials() -> None:
-    study = make_study(MedianPruner(startup_trials=1, warmup_epochs=0))
+    study = make_study(MedianPruner(startup_trials=1, rungs={1, 2, 3}))
     first, second, third = study.ask(), study.ask(), study.ask()
     assert not report(first, 1, 0.5)
     assert report(second, 1, 0.4)
@@ -46,7 +59,7 @@ def test_the_median_pruner_compares_with_running_trials() -> None:
 
 
 def test_the_median_pruner_compares_with_pruned_trials() -> None:
-    study = make_study(MedianPruner(startup_trials=1, warmup_epochs=0))
+    study = make_study(MedianPruner(startup_trials=1, rungs={1, 2, 3}))
     for value in (0.5, 0.3):
         trial = study.ask()
         trial.report(value, 1)
@@ -57,7 +70,7 @@ def test_the_median_pruner_compares_with_pruned_trials() -> None:
 
 
 def test_the_median_pruner_compares_at_the_epoch_that_was_reached() -> None:
-    study = make_study(MedianPruner(startup_trials=1, warmup_epochs=0))
+    study = make_study(MedianPruner(startup_trials=1, rungs={1, 2, 3}))
     run(study, 0.2, 0.5, 0.9)
     trial = study.ask()
     assert not report(trial, 1, 0.3)
@@ -70,7 +83,7 @@ def test_a_trial_that_never_had_a_finite_value_is_below_all() -> None:
 
 
 def predictive(better_than: int = 1) -> PredictivePruner:
-    return PredictivePruner(EPOCHS, 0.1, better_than, startup_trials=1, warmup_epochs=0)
+    return PredictivePruner(EPOCHS, 0.1, better_than, startup_trials=1, rungs={1, 2, 3})
 
 
 def with_known_slope(study: Study) -> None:
