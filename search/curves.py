@@ -30,7 +30,11 @@ Array = NDArray[np.float64]
 
 
 def best_so_far(trial: FrozenTrial) -> Array:
-    """The best value reported up to each epoch, from the first that is finite on."""
+    """The best value reported up to each epoch; -inf before the first that is finite.
+
+    Returns:
+        shape (epochs reported,); empty if none is finite.
+    """
     reports = np.array(
         [trial.intermediate_values[step] for step in sorted(trial.intermediate_values)]
     )
@@ -55,8 +59,7 @@ def expected_values(trials: Sequence[FrozenTrial], epochs: int) -> Array:
         for trial, curve in zip(trials, curves, strict=True)
         if trial.state == TrialState.COMPLETE and len(curve) >= epochs
     ]
-    # By the number of epochs that a trial has had.
-    gains = np.median([curve[-1] - curve for curve in full], axis=0) if full else np.zeros(epochs)
+    gains = _median_gains(full, epochs)
     values = np.empty(len(trials))
     for index, (trial, curve) in enumerate(zip(trials, curves, strict=True)):
         if trial.state == TrialState.COMPLETE:
@@ -67,6 +70,16 @@ def expected_values(trials: Sequence[FrozenTrial], epochs: int) -> Array:
         else:
             values[index] = np.nan if trial.state == TrialState.RUNNING else -np.inf
     return values
+
+
+def _median_gains(curves: Sequence[Array], epochs: int) -> Array:
+    """What full curves still gained after each epoch, shape (epochs,); 0 where none says."""
+    gains = np.zeros(epochs)
+    for epoch in range(epochs):
+        known = [curve[-1] - curve[epoch] for curve in curves if np.isfinite(curve[epoch])]
+        if known:
+            gains[epoch] = np.median(known)
+    return gains
 
 
 def raise_outliers(values: Array) -> Array:
@@ -101,9 +114,9 @@ class Observations:
     """shape (trials,): whether the trial is."""
 
     def thinned(self, most: int = MOST_OBSERVED) -> "Observations":
-        """So many at most: the better half of them, and an even sample of all that are worse.
+        """About so many: the better half of them, and an even sample of all that are worse.
 
-        The last one is always among them.
+        The last one is always among them, if need be as one more.
         """
         if len(self.targets) <= most:
             return self
@@ -173,6 +186,8 @@ class CurveModel:
     ) -> None:
         """Fit the kernel's parameters, from those of `start` on."""
         self.observed = observed
+        self.best_expected = float(observed.targets.max())
+        """The greatest target that is observed, or expected of what was added."""
         self._columns = 1 if earlier is None else 2
         rows = np.column_stack([observed.points, self._extra(observed.epochs, 0.0)])
         targets = observed.targets
@@ -206,6 +221,7 @@ class CurveModel:
             return
         mean, _ = self.at_full_length(points)
         self.regressor.append_running_data(self._full(points), mean)
+        self.best_expected = max(self.best_expected, float(mean.max()))
 
     def at_full_length(self, points: Array) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and variance of the targets that full trials would have, shape (points,) each."""

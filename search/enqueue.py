@@ -1,13 +1,14 @@
 """Letting a user's own configuration be tried."""
 
+import secrets
 from collections.abc import Mapping
 from typing import Any
-
-from optuna.trial import TrialState
 
 from search.budget import budgeted
 from search.space import checked_point, make_space
 from studies.study import OpenedStudy
+
+TOKEN = "enqueued_as"
 
 
 def enqueue_trial(opened: OpenedStudy, values: Mapping[str, Any]) -> str:
@@ -21,12 +22,11 @@ def enqueue_trial(opened: OpenedStudy, values: Mapping[str, Any]) -> str:
     """
     name = opened.config.name
     parameters = checked_point(make_space(opened.config.space), values)
-    before = opened.study.get_trials(deepcopy=False)
-    opened.study.enqueue_trial(parameters)
+    # A worker may take it at once, and somebody else enqueue another: it is known by its token.
+    token = secrets.token_hex(8)
+    opened.study.enqueue_trial(parameters, user_attrs={TOKEN: token})
     trials = opened.study.get_trials(deepcopy=False)
-    new = next(
-        trial for trial in reversed(trials[len(before) :]) if trial.state == TrialState.WAITING
-    )
+    new = next(trial for trial in trials if trial.user_attrs.get(TOKEN) == token)
     shown = ", ".join(f"{key} {value}" for key, value in parameters.items())
     line = f"study {name!r}: trial {new.number} is waiting for a worker: {shown}"
     limit = opened.config.budget.trials

@@ -120,6 +120,7 @@ def run_trial(
         Exception: of the storage. What the objective raises is an outcome, not an exception.
     """
     reported_before = trial.storage.get_trial(trial._trial_id).intermediate_values.keys()
+    epochs_before = max(reported_before, default=0)
     accuracies: list[float] = []
     epochs: Iterator[EpochResult] | None = None
     while len(accuracies) < context.epochs:
@@ -161,8 +162,9 @@ def run_trial(
         )
         if len(accuracies) == context.epochs:
             break
-        # The pruner is asked in any case: it may take note of who reached an epoch.
-        if trial.should_prune() and may_prune:
+        # Until it is as far as before, the pruner would see its old epochs, and has judged them.
+        # It is asked in any case: it may take note of who reached an epoch.
+        if result.epoch >= epochs_before and trial.should_prune() and may_prune:
             return Outcome(End.PRUNED, tuple(accuracies))
         if stop.requested:
             return Outcome(End.INTERRUPTED, tuple(accuracies))

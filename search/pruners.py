@@ -106,13 +106,15 @@ class PredictivePruner(BasePruner):
         """Whether to stop the trial after the epochs that it has reported."""
         if len(trial.intermediate_values) not in self._rungs:
             return False
+        if not len(best_so_far(trial)):
+            return True  # Never a finite value: worse than any.
         states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
         others = [
             item
             for item in study.get_trials(deepcopy=False, states=states)
             if item.number != trial.number
             and item.params.keys() == trial.params.keys()
-            and (item.intermediate_values or item.state != TrialState.RUNNING)
+            and (len(best_so_far(item)) or item.state != TrialState.RUNNING)
         ]
         # Itself last.
         trials = [*others, trial]

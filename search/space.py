@@ -106,6 +106,11 @@ def _nearest_value(distribution: BaseDistribution, value: Any) -> Any:
     return round(bounded) if isinstance(distribution, IntDistribution) else float(bounded)
 
 
+def as_written(choice: Any) -> str:
+    """A choice as a study file has it, without quotes."""
+    return str(choice).lower() if isinstance(choice, bool) else str(choice)
+
+
 def choice_of(distribution: CategoricalDistribution, value: Any) -> Any:
     """The choice that equals a value, or None. Exactly: True is 1 to Python, and not to a user."""
     for choice in distribution.choices:
@@ -139,7 +144,7 @@ def _checked_value(distribution: BaseDistribution, value: Any) -> Any:
         choice = choice_of(distribution, value)
         if choice is not None:
             return choice
-        listed = ", ".join(str(choice) for choice in distribution.choices)
+        listed = ", ".join(as_written(choice) for choice in distribution.choices)
         raise ValueError(f"the study offers {listed}")
     assert isinstance(distribution, FloatDistribution | IntDistribution)
     whole = isinstance(distribution, IntDistribution)

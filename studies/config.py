@@ -123,7 +123,8 @@ class TrialSettings(Section):
 class SamplerSettings(Section):
     name: Literal["gp", "tpe", "random", "grid"] = "gp"
     startup_trials: int | None = Field(default=None, ge=1)
-    """Random ones before the first suggestion from a model: 4 for gp, 10 for tpe if not given."""
+    """Before a model suggests: 4 for gp, 10 for tpe if not given. gp counts all that have a value
+    (starts, pruned and running ones too), tpe those that ended; what lacks is tried at random."""
     grid_points: int = Field(default=3, ge=2)
     """How many values of a range are tried (grid)."""
     warm_start: StudyName | None = None
@@ -263,7 +264,9 @@ def _known_keys(location: list[str]) -> Iterator[str]:
 
 
 def parse_assignment(assignment: str) -> tuple[str, Any]:
-    """Read `key=value`, the value as in TOML (text needs no quotes).
+    """Read `key=value`, the value as in TOML or, for `True` and `.1`, as in Python.
+
+    Text needs no quotes.
 
     Raises:
         UserError: there is no `=`.
@@ -274,7 +277,16 @@ def parse_assignment(assignment: str) -> tuple[str, Any]:
     try:
         return key.strip(), tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
-        return key.strip(), value.strip()
+        return key.strip(), _as_in_python(value.strip())
+
+
+def _as_in_python(text: str) -> object:
+    if text in ("True", "False"):
+        return text == "True"
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _set(content: dict[str, Any], dotted_key: str, value: object) -> None:

@@ -14,7 +14,7 @@ def add(study: Study, state: TrialState, x: float, *reports: float) -> None:
     study.add_trial(
         optuna.create_trial(
             state=state,
-            value=max(reports) if state == TrialState.COMPLETE else None,
+            value=float(np.nanmax(reports)) if state == TrialState.COMPLETE else None,
             params={"x": x},
             distributions=dict(LINE),
             intermediate_values=dict(enumerate(reports, start=1)),

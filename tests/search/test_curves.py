@@ -4,6 +4,7 @@ import numpy as np
 import optuna
 import pytest
 from optuna.study import Study
+from optuna.trial import TrialState
 
 from search.curves import (
     CurveModel,
@@ -13,7 +14,7 @@ from search.curves import (
     observe,
     raise_outliers,
 )
-from tests.search.line import EPOCHS, LINE, complete, pruned
+from tests.search.line import EPOCHS, LINE, add, complete, pruned
 
 
 def make_study() -> Study:
@@ -39,6 +40,15 @@ def test_an_unfinished_trial_counts_at_the_value_it_was_heading_for() -> None:
     assert values[2] == pytest.approx(0.3 + 7 / 9 * 0.3)
     assert values[3] == -math.inf
     assert math.isnan(values[4])
+
+
+def test_a_late_first_number_promises_no_more_than_the_others() -> None:
+    study = make_study()
+    add(study, TrialState.COMPLETE, 0.1, math.nan, *np.linspace(0.3, 0.5, EPOCHS - 1))
+    complete(study, 0.2, 0.6)
+    pruned(study, 0.3, 0.01)
+    values = expected_values(study.get_trials(), EPOCHS)
+    assert values[2] == pytest.approx(0.01 + 0.3)
 
 
 def test_a_value_far_below_the_others_is_raised() -> None:

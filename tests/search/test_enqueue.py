@@ -36,6 +36,19 @@ def test_beyond_the_budget_it_says_what_runs_it(opened: OpenedStudy) -> None:
     )
 
 
+def test_a_worker_that_takes_it_at_once_is_no_trouble(
+    opened: OpenedStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enqueue = opened.study.enqueue_trial
+
+    def taken_at_once(*arguments: Any, **options: Any) -> None:
+        enqueue(*arguments, **options)
+        opened.study.ask()
+
+    monkeypatch.setattr(opened.study, "enqueue_trial", taken_at_once)
+    assert "trial 0 is waiting" in enqueue_trial(opened, {"depth": 34})
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -44,7 +57,7 @@ def test_beyond_the_budget_it_says_what_runs_it(opened: OpenedStudy) -> None:
         ({"learning_rate": "fast"}, "learning_rate=fast: not a number"),
         ({"learning_rate": True}, "learning_rate=True: not a number"),
         ({"optimizer": "lion"}, "optimizer=lion: the study offers sgd, adam"),
-        ({"color_jitter": 1}, "color_jitter=1: the study offers False, True"),
+        ({"color_jitter": 1}, "color_jitter=1: the study offers false, true"),
         ({"width": 64}, "width=64: the study offers 8"),
     ],
 )

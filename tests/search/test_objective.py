@@ -167,6 +167,24 @@ def test_a_trial_that_is_run_again_reports_its_epochs_anew(
     assert len(recwarn) == 0
 
 
+def test_a_trial_that_is_run_again_is_judged_from_where_it_was(
+    context: TrialContext, checkpoints: CheckpointDirectory
+) -> None:
+    class Counting(optuna.pruners.BasePruner):
+        """Prunes whatever it is asked about, but for the first two times."""
+
+        asked = 0
+
+        def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
+            self.asked += 1
+            return self.asked > 2
+
+    trial, _ = run(epochs(0.4, 0.3), context, checkpoints, pruner=Counting())
+    trial = Trial(trial.study, trial._trial_id)
+    outcome = run_trial(trial, {}, epochs(0.1, 0.2, 0.3, 0.2), context, checkpoints, StopRequest())
+    assert outcome == Outcome(End.PRUNED, (0.1, 0.2))
+
+
 def test_a_full_disk_does_not_end_the_trial(
     context: TrialContext, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

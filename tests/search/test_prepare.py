@@ -75,7 +75,7 @@ def test_starts_come_in_their_order_each_point_once_without_what_is_fixed() -> N
     [
         ({"learning_rate": 7.0}, "start.1.learning_rate=7.0: not from 0.0001 to 0.5"),
         ({"rate": 0.1}, "start.1.rate: no such parameter; there are learning_rate, optimizer"),
-        ({"color_jitter": 1}, "start.1.color_jitter=1: the study offers False, True"),
+        ({"color_jitter": 1}, "start.1.color_jitter=1: the study offers false, true"),
         ({"width": 64}, "start.1.width=64: the study offers 8; correct it, or add --set"),
         ({"width": 8}, "start.1: names no parameter that varies"),
         ({}, "start.1: names no parameter that varies"),

@@ -131,3 +131,16 @@ def test_the_predictive_pruner_leaves_trials_without_parameters_alone() -> None:
     study = make_study(predictive())
     run(study, 0.9, 0.9)
     assert run(study, 0.1, 0.1) == [False, False]
+
+
+def test_the_predictive_pruner_stops_a_trial_without_a_number_and_heeds_no_other() -> None:
+    study = make_study(predictive(better_than=3))
+    for x in (0.2, 0.8):
+        study.enqueue_trial({"x": x})
+    silent, spared = study.ask(), study.ask()
+    for trial in (silent, spared):
+        trial.suggest_float("x", 0.0, 1.0)
+    assert report(silent, 1, math.nan)
+    with_known_slope(study)
+    assert report(silent, 2, math.nan)
+    assert not report(spared, 1, 0.2 + 0.6 * 0.8)

@@ -10,6 +10,7 @@ from optuna.samplers import BaseSampler, GPSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from search.curves import MOST_OBSERVED
 from search.objective import suggest
 from search.sampler import CurveGPSampler
 from tests.search.line import EPOCHS, LINE, complete, pruned
@@ -34,8 +35,11 @@ def suggested_by_the_model(study: Study) -> bool:
     """Whether the next suggestion is the model's and not a random one."""
     asked = study.ask(dict(LINE))
     assert 0.0 <= asked.params["x"] <= 1.0
-    attributes = study.get_trials()[asked.number].system_attrs
-    return any("relative_params" in name for name in attributes)
+    return is_by_the_model(study.get_trials()[asked.number])
+
+
+def is_by_the_model(trial: FrozenTrial) -> bool:
+    return any("relative_params" in name for name in trial.system_attrs)
 
 
 def in_a_bad_region(sampler: BaseSampler) -> list[float]:
@@ -137,23 +141,28 @@ def test_it_suggests_whatever_the_trials_were(fill: Callable[[Study], None]) -> 
     assert suggested_by_the_model(study)
 
 
-def test_sixteen_that_run_at_once_differ() -> None:
+def test_sixteen_that_run_at_once_differ_and_none_is_left_to_chance() -> None:
     study = make_study()
     for x in (0.1, 0.4, 0.6, 0.9):
         complete(study, x, 0.8 - (x - 0.5) ** 2)
-    suggested = sorted(study.ask(dict(LINE)).params["x"] for _ in range(16))
-    assert min(np.diff(suggested)) > 1e-4
+    for _ in range(16):
+        study.ask(dict(LINE))
+    suggested = study.get_trials()[4:]
+    assert all(is_by_the_model(trial) for trial in suggested)
+    assert min(np.diff(sorted(trial.params["x"] for trial in suggested))) > 1e-4
 
 
 def test_points_of_a_small_grid_are_not_repeated_in_vain() -> None:
     space = {"a": CategoricalDistribution([1, 2, 3]), "b": CategoricalDistribution([1, 2, 3, 4])}
     study = make_study()
     tried = set()
-    for _ in range(20):
+    for _ in range(4 + 12):  # Four random ones, and all twelve points if no model repeats one.
         trial = study.ask(dict(space))
         tried.add((trial.params["a"], trial.params["b"]))
         study.tell(trial, 0.1 * trial.params["a"] + 0.1 * trial.params["b"])
-    assert len(tried) >= 9
+    assert len(tried) == 12
+    # Nothing is left to try: a random point is tried again.
+    study.ask(dict(space))
 
 
 def earlier_study() -> list[FrozenTrial]:
@@ -183,10 +192,13 @@ def test_an_earlier_study_that_contradicts_is_outweighed(seed: int) -> None:
 
 
 def test_a_large_study_is_thinned() -> None:
-    study = make_study()
+    sampler = make_sampler()
+    study = make_study(sampler)
     for x in np.linspace(0.0, 1.0, 600):
         if int(600 * x) % 3:
             pruned(study, float(x), 0.4 - (x - 0.5) ** 2)
         else:
             complete(study, float(x), 0.8 - (x - 0.5) ** 2)
     assert study.ask(dict(LINE)).params["x"] == pytest.approx(0.5, abs=0.1)
+    assert sampler._kernel is not None
+    assert len(sampler._kernel._X_train) <= MOST_OBSERVED + 1

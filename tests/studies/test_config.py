@@ -133,11 +133,15 @@ def test_a_study_without_a_budget_is_refused(tmp_path: Path) -> None:
         ("a.b=5", 5),
         ("a.b=0.5", 0.5),
         ("a.b=true", True),
+        ("a.b=True", True),
+        ("a.b=.5", 0.5),
         ("a.b=adam", "adam"),
         ("a.b=[1, 2]", [1, 2]),
     ],
 )
-def test_an_assignment_is_read_as_toml_or_else_as_text(assignment: str, value: object) -> None:
+def test_an_assignment_is_read_as_toml_or_python_or_else_as_text(
+    assignment: str, value: object
+) -> None:
     assert parse_assignment(assignment) == ("a.b", value)
 
 

@@ -1,0 +1,84 @@
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import torch
+from optuna.distributions import CategoricalDistribution
+from optuna.storages import RDBStorage
+from optuna.trial import TrialState
+
+from data.dataset import load_dataset
+from data.split import split_for_training
+from model.trial import EpochResult, TrialContext
+from search.prepare import first_trials
+from search.sampler import CurveGPSampler
+from search.stop import StopRequest
+from search.warm import EARLIER_TRIALS
+from search.worker import Worker, checkpoint_directory
+from studies.config import load_study_file
+from studies.storage import open_storage
+from studies.study import create_or_continue
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> RDBStorage:
+    return open_storage(f"sqlite:///{tmp_path / 'a.db'}", create=True)
+
+
+def poor(_: Mapping[str, Any], context: TrialContext) -> Iterator[EpochResult]:
+    """An objective that never gets anywhere."""
+    for epoch in range(1, context.epochs + 1):
+        yield EpochResult(epoch, 0.1, 1.0, 1000.0, {"weight": torch.tensor(epoch)})
+
+
+def make_worker(
+    storage: RDBStorage, tmp_path: Path, data_cache: Path, attributes: Mapping[str, Any]
+) -> Worker:
+    config = load_study_file("quickstart", {"budget.trials": 5})
+    dataset = load_dataset("cifar10-mini", data_cache)
+    first = first_trials(config, "quickstart")
+    opened, _ = create_or_continue(storage, config, dataset.digest, first, attributes)
+    return Worker(
+        opened=opened,
+        storage=storage,
+        objective=poor,
+        data=split_for_training(dataset, 0.1, 0),
+        device=torch.device("cpu"),
+        checkpoints=checkpoint_directory(opened, tmp_path),
+        stop=StopRequest(),
+        deadline=None,
+    )
+
+
+def test_the_notebook_s_configuration_and_the_starts_are_never_pruned(
+    storage: RDBStorage, tmp_path: Path, data_cache: Path
+) -> None:
+    worker = make_worker(storage, tmp_path, data_cache, {})
+    first = len(first_trials(worker.opened.config, "quickstart"))
+    assert first == 2
+    better = optuna.create_trial(
+        value=0.9,
+        params={"color_jitter": False},
+        distributions={"color_jitter": CategoricalDistribution([False, True])},
+        intermediate_values=dict.fromkeys(range(1, 11), 0.9),
+    )
+    worker.opened.study.add_trials([better, better])
+    worker.work()
+    states = [trial.state for trial in worker.opened.study.trials]
+    assert states == [*[TrialState.COMPLETE] * 4, TrialState.PRUNED]
+
+
+def test_the_sampler_weighs_the_trials_of_the_study_that_this_one_started_from(
+    storage: RDBStorage, tmp_path: Path, data_cache: Path
+) -> None:
+    point = first_trials(load_study_file("quickstart"), "quickstart")[0]
+    stored = {"parameters": {**point, "width": 8}, "accuracies": [0.2, 0.3], "value": 0.3}
+    worker = make_worker(storage, tmp_path, data_cache, {EARLIER_TRIALS: [stored]})
+    worker.work()
+    sampler = worker.opened.study.sampler
+    assert isinstance(sampler, CurveGPSampler)
+    (trial,) = sampler._earlier
+    assert trial.value == 0.3
+    assert trial.params["learning_rate"] == 1e-3
