@@ -7,7 +7,8 @@ Simulates asynchronous workers over recorded or modelled learning curves: an epo
 of time (jittered by a thousandth, so that workers do not move in step), and a worker asks for the
 next trial when its trial has ended. The samplers and pruners are those that a study file names,
 made by the same code; `strategies.py` says how they are written. Finished simulations are kept in
-a file of traces: run it again to go on.
+a file of traces: run it again to go on. It knows of changed settings, not of changed code, which
+wants a new file.
 
 Regret is that of the complete trial with the best value, without the noise of its seed: 0 the best
 of 20,000 random configurations (synthetic: the optimum), 1 their median, below 0 better than all
@@ -59,6 +60,8 @@ class Run:
     seed: int
     workers: int
     epochs: int
+    settings: str = ""
+    """All that a study file would say of the strategy, in short: defaults change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,14 +259,25 @@ def run_one(job: tuple[Run, Path | None]) -> Result:
 
 
 def read_traces(path: Path) -> dict[Run, Result]:
-    """The simulations that are done."""
+    """The simulations that are done. One that was being written when it was killed is not."""
     results = {}
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in whole_lines(path):
         content = json.loads(line)
         run = Run(**content.pop("run"))
         pruning = Pruning(**content.pop("pruning", {}))
         results[run] = Result(run, tuple(content.pop("regret")), **content, pruning=pruning)
     return results
+
+
+def whole_lines(path: Path) -> list[str]:
+    """The lines of a file, which need not exist; a last one that lacks its end is cut off."""
+    if not path.exists():
+        return []
+    text = path.read_text()
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        path.write_text(whole)
+    return whole.splitlines()
 
 
 def write_trace(result: Result) -> str:
@@ -337,6 +351,7 @@ def main() -> None:
             seed,
             arguments.workers,
             10**6 if problem == "recorded" else arguments.epochs,
+            strategies.settings(strategy),
         )
         for seed in range(arguments.seeds)
         for problem, strategy in strategies.pairs(arguments.strategies, names)

@@ -10,7 +10,9 @@ hand) and `replay` (every row of a recorded table once, in random order). `known
 lets it begin with what did well on other tasks (LCBench), as a study file's `[[start]]` does.
 """
 
+import hashlib
 import itertools
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args
 
@@ -64,6 +66,13 @@ def make_config(strategy: str, space: Mapping[str, Any]) -> StudyConfig:
     }
     overrides = dict(parse_assignment(item) for item in settings.split(",") if item)
     return parse_study(content, f"strategy {strategy}", overrides)
+
+
+def settings(strategy: str) -> str:
+    """A digest of what a study file would say of a strategy, its starts included."""
+    config = make_config(strategy, {"row": {"low": 0, "high": 1}})
+    said = [config.sampler.model_dump(), config.pruner.model_dump(), *starts(strategy)]
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def make_benchmark_sampler(

@@ -122,8 +122,15 @@ class TestSimulation:
         content = json.loads(write_trace(Result(SHORT, (1.0, 0.5), 2, 1, 0.1)))
         del content["pruning"]
         path = tmp_path / "traces.jsonl"
-        path.write_text(json.dumps(content))
+        path.write_text(json.dumps(content) + "\n")
         assert read_traces(path)[SHORT].regret == (1.0, 0.5)
+
+    def test_a_trace_that_was_cut_off_is_run_again(self, tmp_path: Path) -> None:
+        line = write_trace(Result(SHORT, (1.0, 0.5), 2, 1, 0.1)) + "\n"
+        path = tmp_path / "traces.jsonl"
+        path.write_text(line + line[:40])
+        assert read_traces(path).keys() == {SHORT}
+        assert path.read_text() == line
 
 
 def test_a_pruner_is_judged_by_full_curves() -> None:
@@ -140,6 +147,12 @@ def test_a_pruner_is_judged_by_full_curves() -> None:
 
 
 class TestStrategies:
+    def test_another_default_is_another_run(self) -> None:
+        same = strategies.settings("gp+median:pruner.warmup_epochs=0")
+        assert same == strategies.settings("gp+median")
+        assert same != strategies.settings("gp+median:pruner.warmup_epochs=2")
+        assert same != strategies.settings("known-gp+median")
+
     def test_settings_follow_a_colon(self) -> None:
         name = "gp+median:pruner.warmup_epochs=1,sampler.startup_trials=8"
         config = strategies.make_config(name, {"x": [1, 2]})
