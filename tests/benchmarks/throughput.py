@@ -198,7 +198,7 @@ def convolutions(setting: Setting, batch_size: int) -> list[tuple[nn.Conv2d, tup
 
     def note(module: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> None:
         assert isinstance(module, nn.Conv2d)
-        _, *shape = inputs[0].shape
+        shape = inputs[0].shape[1:]
         found.append((module, (batch_size, *shape)))
 
     model = setting.model().eval()
