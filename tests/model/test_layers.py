@@ -2,13 +2,21 @@
 
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
-from model.layers import BatchNorm2d, Conv2d, Linear, MaxPool2d
+from data.dataset import load_dataset
+from data.split import split_for_training
+from model.layers import LAYERS, SCRATCH, BatchNorm2d, Conv2d, Linear, MaxPool2d
+from model.resnet import ResNet
+from model.train import build_model, parse_hyperparameters, train
+from model.trial import EpochResult, TrialContext
 
 CONVOLUTIONS: list[dict[str, Any]] = [
     {"kernel_size": 1},
@@ -191,3 +199,108 @@ def test_gradients_are_the_slopes(layer: nn.Module) -> None:
 def test_what_is_impossible_is_said(make: Callable[[], object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         make()
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_the_same_seed_gives_the_same_network(depth: int) -> None:
+    states = []
+    for layers in LAYERS.values():
+        torch.manual_seed(3)
+        states.append(ResNet(10, depth, width=4, layers=layers).state_dict())
+    ours, theirs = states
+    assert list(ours) == list(theirs)
+    for name, tensor in theirs.items():
+        assert ours[name].dtype == tensor.dtype, name
+        assert torch.equal(ours[name], tensor), name
+
+
+def test_five_steps_of_training_give_the_same_losses_and_weights() -> None:
+    theirs = ResNet(10, width=4).double()
+    ours = ResNet(10, width=4, layers=SCRATCH).double()
+    ours.load_state_dict(theirs.state_dict())
+    images, labels = torch.randn(8, 3, 32, 32, dtype=torch.double), torch.randint(10, (8,))
+    optimizers = [torch.optim.SGD(model.parameters(), 0.05, 0.9) for model in (ours, theirs)]
+    for step in range(5):
+        logits = [model(images) for model in (ours, theirs)]
+        assert_same(logits[0], logits[1], f"logits in step {step}")
+        losses = [cross_entropy(outputs, labels) for outputs in logits]
+        assert_same(losses[0], losses[1], f"loss in step {step}")
+        for loss, optimizer in zip(losses, optimizers, strict=True):
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+    assert_same(ours.eval()(images), theirs.eval()(images), "logits")
+    for name, tensor in theirs.state_dict().items():
+        assert_same(ours.state_dict()[name], tensor, name)
+
+
+def test_a_network_from_scratch_has_none_of_torch_s_layers() -> None:
+    model = build_model(parse_hyperparameters({"width": 4, "layers": "scratch"}), 10)
+    theirs = (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.Linear)
+    assert not [layer for layer in model.modules() if isinstance(layer, theirs)]
+
+
+@pytest.mark.parametrize("layers", LAYERS)
+def test_under_autocast_sums_have_float32_and_images_bfloat16(layers: str) -> None:
+    kinds = LAYERS[layers]
+    convolution, normalisation = kinds.convolution(3, 4, 3), kinds.normalisation(4)
+    linear = kinds.linear(4, 2)
+    images = 100 + torch.randn(16, 3, 10, 10).to(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16):
+        convolved = convolution(images)
+        normalised = normalisation(convolved)
+        logits = linear(kinds.pooling(8)(normalised).flatten(1))
+    for tensor in (convolved, normalised, logits):
+        assert tensor.dtype == torch.bfloat16
+    for tensor in (convolved, normalised):
+        assert tensor.is_contiguous(memory_format=torch.channels_last)
+    # Mean and variance are those of the rounded images, but not rounded themselves.
+    exact = convolved.double()
+    expected = 0.1 * exact.mean((0, 2, 3))
+    torch.testing.assert_close(normalisation.running_mean.double(), expected, rtol=1e-5, atol=1e-5)
+    expected = 0.9 + 0.1 * exact.var((0, 2, 3))
+    torch.testing.assert_close(normalisation.running_var.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def context(data_cache: Path) -> TrialContext:
+    """100 training and 50 validation images, two epochs."""
+    whole = split_for_training(load_dataset("cifar10-mini", data_cache), 0.1, seed=0)
+    few = replace(
+        whole,
+        train=whole.train.select(torch.arange(0, 4400, 44)),
+        validation=whole.validation.select(torch.arange(0, 500, 10)),
+    )
+    return TrialContext(few, torch.device("cpu"), epochs=2, seed=0, precision="fp32")
+
+
+def trained(context: TrialContext, **parameters: Any) -> EpochResult:
+    """The last epoch."""
+    *_, last = train({"width": 4, "optimizer": "sgd", "learning_rate": 1e-4, **parameters}, context)
+    return last
+
+
+def test_a_trial_from_scratch_learns_what_one_with_torch_s_layers_does(
+    context: TrialContext,
+) -> None:
+    ours, theirs = trained(context, layers="scratch"), trained(context, layers="torch")
+    # Loosely: each step magnifies what float32 rounds differently (see the test in double).
+    assert ours.training_loss == pytest.approx(theirs.training_loss, rel=1e-2)
+    for name in ("stem.0.0.weight", "stem.0.1.running_var", "head.3.weight"):
+        torch.testing.assert_close(ours.weights[name], theirs.weights[name], rtol=1e-2, atol=1e-2)
+
+
+def test_a_trial_from_scratch_trains_in_bfloat16(context: TrialContext) -> None:
+    last = trained(replace(context, precision="bf16"), layers="scratch")
+    assert 0.5 < last.training_loss < 5
+    assert all(tensor.dtype != torch.bfloat16 for tensor in last.weights.values())
+
+
+def test_the_weights_of_a_trial_fit_both_kinds_of_layers(context: TrialContext) -> None:
+    last = trained(context, layers="scratch")
+    logits = []
+    for layers in LAYERS:
+        model = build_model(parse_hyperparameters({"width": 4, "layers": layers}), 10).eval()
+        model.load_state_dict(dict(last.weights))
+        logits.append(model(context.data.validation.images / 255))
+    torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-4)
