@@ -7,41 +7,47 @@ the project began with, a 4x4 max-pool (not an average) precedes the classifier.
 
 from torch import Tensor, nn
 
+from model.layers import TORCH, Layers
+
 BLOCKS_PER_STAGE = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 STRIDES = (1, 2, 2, 2)
 
 
-def convolution(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Sequential:
+def convolution(
+    layers: Layers, inputs: int, outputs: int, size: int, stride: int = 1
+) -> nn.Sequential:
     """A convolution that keeps the size (but for its stride), and batch normalisation."""
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, bias=False),
-        nn.BatchNorm2d(outputs),
+        layers.convolution(inputs, outputs, size, stride, padding=size // 2, bias=False),
+        layers.normalisation(outputs),
     )
 
 
 class Block(nn.Module):
     """A residual block: two 3x3 convolutions, or with `expansion` 4 a bottleneck of three."""
 
-    def __init__(self, inputs: int, channels: int, stride: int, expansion: int) -> None:
+    def __init__(
+        self, layers: Layers, inputs: int, channels: int, stride: int, expansion: int
+    ) -> None:
         super().__init__()
         outputs = channels * expansion
         if expansion == 1:
             self.residual = nn.Sequential(
-                convolution(inputs, channels, 3, stride),
+                convolution(layers, inputs, channels, 3, stride),
                 nn.ReLU(inplace=True),
-                convolution(channels, outputs, 3),
+                convolution(layers, channels, outputs, 3),
             )
         else:
             self.residual = nn.Sequential(
-                convolution(inputs, channels, 1),
+                convolution(layers, inputs, channels, 1),
                 nn.ReLU(inplace=True),
-                convolution(channels, channels, 3, stride),
+                convolution(layers, channels, channels, 3, stride),
                 nn.ReLU(inplace=True),
-                convolution(channels, outputs, 1),
+                convolution(layers, channels, outputs, 1),
             )
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
-            self.shortcut = convolution(inputs, outputs, 1, stride)
+            self.shortcut = convolution(layers, inputs, outputs, 1, stride)
         self.activation = nn.ReLU(inplace=True)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -57,32 +63,38 @@ class ResNet(nn.Module):
         depth: 18 or 34 (basic blocks) or 50 (bottlenecks).
         width: channels of the stem and the first stage; each further stage doubles them.
         dropout: probability of dropping a feature before the classifier.
+        layers: what it is made of; the weights do not depend on it.
 
     Raises:
         ValueError: `depth` is none of these.
     """
 
     def __init__(
-        self, classes: int, depth: int = 18, width: int = 64, dropout: float = 0.0
+        self,
+        classes: int,
+        depth: int = 18,
+        width: int = 64,
+        dropout: float = 0.0,
+        layers: Layers = TORCH,
     ) -> None:
         super().__init__()
         if depth not in BLOCKS_PER_STAGE:
             raise ValueError(f"depth must be one of {sorted(BLOCKS_PER_STAGE)}, but is {depth}")
         expansion = 4 if depth == 50 else 1
-        self.stem = nn.Sequential(convolution(3, width, 3), nn.ReLU(inplace=True))
+        self.stem = nn.Sequential(convolution(layers, 3, width, 3), nn.ReLU(inplace=True))
         stages = []
         inputs = width
-        for stage, blocks in enumerate(BLOCKS_PER_STAGE[depth]):
+        for stage, count in enumerate(BLOCKS_PER_STAGE[depth]):
             channels = width * 2**stage
-            strides = [STRIDES[stage]] + [1] * (blocks - 1)
-            layers = []
+            strides = [STRIDES[stage]] + [1] * (count - 1)
+            blocks = []
             for stride in strides:
-                layers.append(Block(inputs, channels, stride, expansion))
+                blocks.append(Block(layers, inputs, channels, stride, expansion))
                 inputs = channels * expansion
-            stages.append(nn.Sequential(*layers))
+            stages.append(nn.Sequential(*blocks))
         self.stages = nn.Sequential(*stages)
         self.head = nn.Sequential(
-            nn.MaxPool2d(4), nn.Flatten(), nn.Dropout(dropout), nn.Linear(inputs, classes)
+            layers.pooling(4), nn.Flatten(), nn.Dropout(dropout), layers.linear(inputs, classes)
         )
 
     def forward(self, images: Tensor) -> Tensor:

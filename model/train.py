@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from data.augment import AUGMENTATIONS, augment
 from model.evaluate import accuracy, normalise, to_float
+from model.layers import LAYERS
 from model.optimizers import OPTIMIZERS, SCHEDULES, make_scheduler
 from model.resnet import BLOCKS_PER_STAGE, ResNet
 from model.trial import Diverged, EpochResult, TrialContext
@@ -38,12 +39,14 @@ class Hyperparameters:
     depth: int = 18
     width: int = 64
     dropout: float = 0.0
+    layers: str = "torch"
 
     def __post_init__(self) -> None:
         _check_choice("optimizer", self.optimizer, OPTIMIZERS)
         _check_choice("schedule", self.schedule, SCHEDULES)
         _check_choice("augmentation", self.augmentation, AUGMENTATIONS)
         _check_choice("depth", self.depth, BLOCKS_PER_STAGE)
+        _check_choice("layers", self.layers, LAYERS)
         if not isinstance(self.color_jitter, bool):
             raise ValueError(f"color_jitter must be true or false, but is {self.color_jitter!r}")
         for name in ("batch_size", "width"):
@@ -77,7 +80,13 @@ NOTEBOOK: Mapping[str, Any] = asdict(Hyperparameters())
 
 def build_model(hyperparameters: Hyperparameters, classes: int) -> ResNet:
     """The untrained network that these hyperparameters describe."""
-    return ResNet(classes, hyperparameters.depth, hyperparameters.width, hyperparameters.dropout)
+    return ResNet(
+        classes,
+        hyperparameters.depth,
+        hyperparameters.width,
+        hyperparameters.dropout,
+        LAYERS[hyperparameters.layers],
+    )
 
 
 def train(parameters: Mapping[str, Any], context: TrialContext) -> Iterator[EpochResult]:

@@ -44,6 +44,16 @@ def test_a_prediction_is_what_the_network_says(folder: Path, tmp_path: Path) -> 
     assert classifier.predict([]) == []
 
 
+def test_a_model_from_scratch_predicts_what_one_of_torch_s_layers_does(folder: Path) -> None:
+    theirs = load(folder).model
+    description = json.loads((folder / "trial.json").read_text())
+    description["parameters"]["layers"] = "scratch"
+    (folder / "trial.json").write_text(json.dumps(description))
+    images = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(load(folder).model(images), theirs(images))
+
+
 @pytest.mark.parametrize("missing", ["model.safetensors", "trial.json"])
 def test_a_folder_that_is_not_an_export_is_named(folder: Path, missing: str) -> None:
     (folder / missing).unlink()

@@ -118,6 +118,7 @@ def test_the_defaults_are_the_notebook_s_configuration() -> None:
     assert (NOTEBOOK["batch_size"], NOTEBOOK["augmentation"]) == (64, "flip+resized-crop")
     assert (NOTEBOOK["schedule"], NOTEBOOK["weight_decay"]) == ("constant", 0.0)
     assert (NOTEBOOK["depth"], NOTEBOOK["width"], NOTEBOOK["dropout"]) == (18, 64, 0.0)
+    assert NOTEBOOK["layers"] == "torch"
 
 
 @pytest.mark.parametrize(
@@ -129,6 +130,7 @@ def test_the_defaults_are_the_notebook_s_configuration() -> None:
         ({"augmentation": "crop"}, "augmentation must be one of none, flip"),
         ({"color_jitter": 1}, "color_jitter must be true or false, but is 1"),
         ({"depth": 20}, "depth must be one of 18, 34, 50, but is 20"),
+        ({"layers": "numpy"}, "layers must be one of torch, scratch, but is 'numpy'"),
         ({"width": 0}, "width must be a whole number from 1, but is 0"),
         ({"batch_size": 1.5}, "batch_size must be a whole number from 1, but is 1.5"),
         ({"learning_rate": -1.0}, "learning_rate must be from 0 to below inf, but is -1"),

@@ -94,6 +94,7 @@ def test_an_impossible_parameter_is_named(tmp_path: Path, parameter: str, said: 
         ("space.optimizer=adamm", "space.optimizer: optimizer must be one of sgd, adam"),
         ("space.optimiser=adam", "space.optimiser: unknown hyperparameter 'optimiser'; known are"),
         ("space.depth=19", "space.depth: depth must be one of 18, 34, 50"),
+        ("space.layers=numpy", "space.layers: layers must be one of torch, scratch"),
         ("space.batch_size=0", "space.batch_size: batch_size must be a whole number from 1"),
         ("space.dropout={ low = 0, high = 1 }", "space.dropout: between whole numbers only"),
         ("space.dropout=1.0", "space.dropout: dropout must be from 0 to below 1"),
