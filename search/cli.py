@@ -358,6 +358,36 @@ def enqueue(
 
 
 @app.command()
+def replay(
+    study: StudyArgument,
+    trial: Annotated[int, typer.Option(min=0, help="The number of the trial.")],
+    as_json: JsonOption = False,
+    data: DataOption = None,
+    storage: StorageOption = DEFAULT_STORAGE,
+    directory: DirectoryOption = DEFAULT_DIRECTORY,
+) -> None:
+    """Train a recorded trial again and compare the learning curves; records nothing.
+
+    Exit code 0 if they are identical, 1 if not.
+    """
+    from studies.storage import open_storage
+
+    with_storage = open_storage(storage)
+    name = _study_name(study)
+    _log_to_terminal()
+    from dataclasses import asdict
+
+    from search.replay import describe_replay, replay_trial
+
+    found = replay_trial(with_storage, name, trial, directory, data)
+    if as_json:
+        print(json.dumps({**asdict(found), "identical": found.identical}, indent=2))
+    else:
+        print(describe_replay(found))
+    raise typer.Exit(0 if found.identical else 1)
+
+
+@app.command()
 def predict(
     model: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that export wrote.")],
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
