@@ -31,7 +31,8 @@ from tests.benchmarks.starts import LCBENCH_STARTS
 PRUNERS: Sequence[str] = get_args(PrunerSettings.model_fields["name"].annotation)
 DEFAULT = (
     *("manual+none", "random+none", "random+median", "tpe+median", "stock-gp+none"),
-    *("stock-gp+median", "grid+none", "gp+median", "gp+asha"),
+    *("grid+none", "gp+predictive", "gp+median", "gp+asha"),
+    "gp+median:sampler.startup_trials=8",
     *("known-random+median", "known-gp+median"),
     *(f"replay+{p}" for p in PRUNERS),
 )
