@@ -204,7 +204,7 @@ def test_an_answer_that_was_given_is_kept(
     assert found.baseline is not None
     assert (found.baseline.seeds, found.difference) == (1, None)
     shown = describe_confirmation(found)
-    assert "configuration: test accuracy 10.00% (of the 1 that did not diverge)" in shown
+    assert f"test accuracy {found.baseline.mean:.2%} (of the 1 that did not diverge)" in shown
     for file in tmp_path.glob("*.safetensors"):
         file.unlink()
     assert ask() == found
