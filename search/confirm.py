@@ -6,6 +6,7 @@ test images looked at.
 """
 
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -32,7 +33,7 @@ from studies.confirmation import (
     from_json,
 )
 from studies.results import CONFIRMS, SEED, TrialRecord, rank, record
-from studies.study import DATA_DIGEST, OpenedStudy, create_or_continue
+from studies.study import DATA_DIGEST, OpenedStudy, create_or_continue, exists, open_study
 
 CONFIDENCE = 0.95
 ENDED = ("complete", "diverged")
@@ -82,20 +83,26 @@ def prepare_confirmation(
     withdrawn.
 
     Raises:
-        UserError: the confirming study is of another study that had the name.
+        UserError: what has the confirming study's name does not confirm this study, but an earlier
+            one that had its name.
     """
     found = searched.opened
     name = confirming_name(found.config.name)
+    # First: that the two differ in settings or data as well is not what is wrong.
+    if (
+        exists(storage, name)
+        and open_study(storage, name).study.user_attrs.get(SEARCHED) != found.identity
+    ):
+        raise UserError(
+            f"study {name!r} does not confirm this study {found.config.name!r}, but perhaps an "
+            "earlier one of that name; delete it (hpsearch dashboard --allow-edits), or run the "
+            "search under another --name"
+        )
     config = _config(found.config, name, len(retrainings))
     digest = str(found.study.user_attrs[DATA_DIGEST])
     opened, is_new = create_or_continue(
         storage, config, digest, enqueued=[], attributes={SEARCHED: found.identity}
     )
-    if opened.study.user_attrs[SEARCHED] != found.identity:
-        raise UserError(
-            f"study {name!r} confirms an earlier study that was called {found.config.name!r}; "
-            "delete it (hpsearch dashboard --allow-edits)"
-        )
     asked = {(item.trial, item.seed) for item in retrainings}
     for trial in opened.study.get_trials(deepcopy=False):
         if trial.state == TrialState.WAITING and _key(trial) not in asked:
@@ -122,7 +129,8 @@ def _config(config: StudyConfig, name: str, retrainings: int) -> StudyConfig:
         "sampler.warm_start": None,
         "pruner.name": "none",
         "budget": {"trials": retrainings},
-        "checkpoints.keep": retrainings,
+        # All: a worker keeps to what it read when it began, and a larger confirmation may follow.
+        "checkpoints.keep": sys.maxsize,
     }
     return parse_study(config.model_dump(mode="json"), f"study {config.name!r}", changes)
 

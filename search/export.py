@@ -73,8 +73,8 @@ def export_trial(
 ) -> Exported:
     """Write a complete trial's model to the folder `output`.
 
-    Its validation accuracy is measured again from the weights that are exported, and its test
-    accuracy for the first time.
+    Its accuracies are measured from the weights that are exported; that on the test images decides
+    nothing.
 
     Args:
         confirmation: what its retrainings showed, for the folder's description.

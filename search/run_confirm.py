@@ -109,7 +109,7 @@ def describe_confirmation(confirmation: Confirmation) -> str:
 
     def on_test(result: TestResult) -> str:
         lost = confirmation.seeds - result.seeds
-        of = f" (of the {result.seeds} that did not diverge)" if lost else ""
+        of = f" ({result.seeds} of {confirmation.seeds} seeds; {lost} diverged)" if lost else ""
         return f"test accuracy {spread(result.mean, result.std)}{of}"
 
     if confirmation.test:

@@ -44,7 +44,7 @@ def export_study(
     if confirmation:
         if all(best.number != candidate.trial for candidate in confirmation.candidates):
             logger.warning(
-                "trial %d, which the search has found since, is better than what was confirmed; "
+                "trial %d ranks first in the search by now, but is not among the confirmed ones; "
                 "to include it: hpsearch confirm %s",
                 best.number,
                 name,

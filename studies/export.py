@@ -119,10 +119,14 @@ def readme(description: Mapping[str, Any], name: str) -> str:
     confirmed = searched.get("confirmation")
     if confirmed:
         test_of_all = confirmed["test"]
-        of_validation = _mean_of(confirmed["seeds"], confirmed["winner"]["diverged"])
-        lines.append(f"| validation, {of_validation} | {confirmed['winner']['mean']:.2%} |")
+        seeds, diverged = confirmed["seeds"], confirmed["winner"]["diverged"]
+        over = f"mean of {seeds} seeds" if seeds > 1 else "1 seed"
+        lost = f", {diverged} diverged and counted as 0" if diverged else ""
+        lines.append(f"| validation, {over}{lost} | {confirmed['winner']['mean']:.2%} |")
+        if test_of_all and diverged:
+            over = f"{test_of_all['seeds']} of {seeds} seeds; {diverged} diverged"
         if test_of_all:
-            lines.append(f"| test, {_mean_of(test_of_all['seeds'])} | {test_of_all['mean']:.2%} |")
+            lines.append(f"| test, {over} | {test_of_all['mean']:.2%} |")
     lines += ["", "## Parameters", "", "| | |", "|---|---|"]
     lines += [f"| {key} | {value} |" for key, value in description["parameters"].items()]
     of_before = " of the model before" if before else ""
@@ -155,8 +159,3 @@ def readme(description: Mapping[str, Any], name: str) -> str:
         "",
     ]
     return "\n".join(lines)
-
-
-def _mean_of(seeds: int, diverged: int = 0) -> str:
-    lost = f", {diverged} diverged and counted as 0" if diverged else ""
-    return f"mean of {seeds} seeds{lost}" if seeds > 1 else "1 other seed"

@@ -14,14 +14,18 @@ from data.errors import UserError
 from data.split import split_for_training
 from model.train import build_model, parse_hyperparameters
 from search.confirm import _difference, judge, missing, plan, prepare_confirmation
-from search.prepare import Prepared
-from search.run_confirm import describe_confirmation
-from studies.checkpoints import Checkpoint, CheckpointDirectory
-from studies.config import load_study_file
-from studies.confirmation import Confirmation
-from studies.results import CONFIRMS, DIVERGED, SEED
+from search.export import describe
+from search.prepare import Prepared, create_from_file
+from search.run import RunOptions
+from search.run_confirm import confirm_study, describe_confirmation
+from search.run_export import export_study
+from search.worker import checkpoint_directory
+from studies.checkpoints import Checkpoint, CheckpointDirectory, superfluous
+from studies.config import TrialSettings, load_study_file
+from studies.confirmation import Confirmation, confirmation_of
+from studies.results import CONFIRMS, DIVERGED, SEED, TrialRecord, record
 from studies.storage import open_storage
-from studies.study import OpenedStudy, create_or_continue
+from studies.study import OpenedStudy, create_or_continue, open_study, stored_config
 
 RATES = FloatDistribution(1e-4, 0.5, log=True)
 
@@ -118,7 +122,18 @@ def test_more_seeds_add_to_an_earlier_confirmation(storage: RDBStorage, searched
     opened = prepare_confirmation(storage, searched, plan(searched.opened, top=1, seeds=3)).opened
     assert len(_waiting(opened)) == 6
     assert opened.config.budget.trials == 6
-    assert opened.config.checkpoints.keep == 6, "or what is judged at the end would be removed"
+
+
+def test_a_worker_of_a_smaller_confirmation_that_still_runs_removes_no_checkpoint(
+    storage: RDBStorage, searched: Prepared
+) -> None:
+    # It knows the settings from when it began; meanwhile others train for a larger one.
+    smaller = prepare_confirmation(storage, searched, plan(searched.opened, top=1, seeds=1)).opened
+    larger = prepare_confirmation(storage, searched, plan(searched.opened, top=3, seeds=3)).opened
+    for _ in range(12):
+        larger.study.tell(larger.study.ask(), 0.5)
+    records = [record(trial) for trial in larger.study.trials]
+    assert superfluous(set(range(12)), records, smaller.config.checkpoints.keep) == set()
 
 
 def test_fewer_seeds_withdraw_what_an_interrupted_confirmation_left(
@@ -153,8 +168,59 @@ def test_another_study_of_the_same_name_is_not_confirmed_by_old_retrainings(
     retrainings = plan(searched.opened, top=1, seeds=1)
     prepare_confirmation(storage, searched, retrainings)
     another = replace(searched, opened=replace(searched.opened, identity="new"))
-    with pytest.raises(UserError, match="'quickstart-confirm' confirms an earlier study"):
+    with pytest.raises(
+        UserError, match="'quickstart-confirm' does not confirm this study 'quickstart'"
+    ):
         prepare_confirmation(storage, another, retrainings)
+
+
+def test_an_earlier_study_s_confirmation_is_named_whatever_else_differs_and_left_as_it_was(
+    storage: RDBStorage, searched: Prepared
+) -> None:
+    before = prepare_confirmation(storage, searched, plan(searched.opened, top=3, seeds=3)).opened
+    longer = searched.opened.config.model_copy(update={"trial": TrialSettings(epochs=3)})
+    another = replace(searched, opened=replace(searched.opened, config=longer, identity="new"))
+    with pytest.raises(UserError) as error:
+        prepare_confirmation(storage, another, plan(searched.opened, top=1, seeds=1))
+    assert "delete it (hpsearch dashboard --allow-edits)" in str(error.value)
+    assert "or run the search under another --name" in str(error.value)
+    assert open_study(storage, "quickstart-confirm").config == before.config
+
+
+def test_a_study_that_happens_to_have_the_name_is_not_taken_for_a_confirmation(
+    storage: RDBStorage, searched: Prepared
+) -> None:
+    own = load_study_file("quickstart", {"name": "quickstart-confirm"})
+    create_or_continue(storage, own, "0" * 16, [])
+    assert confirmation_of(searched.opened) is None
+    with pytest.raises(
+        UserError, match="'quickstart-confirm' does not confirm this study 'quickstart'"
+    ):
+        prepare_confirmation(storage, searched, plan(searched.opened, top=1, seeds=1))
+
+
+def test_a_confirmation_can_be_run_by_its_name(
+    storage: RDBStorage, searched: Prepared, data_cache: Path
+) -> None:
+    retrainings = plan(searched.opened, top=1, seeds=1)
+    confirming = prepare_confirmation(storage, searched, retrainings).opened
+    config = stored_config(storage, confirming.config.name, {})
+    # It borrows the sampler "grid", but quickstart's grid would have too many points.
+    opened = create_from_file(storage, config, config.name, data_cache).opened
+    assert _waiting(opened) == [(item.trial, item.seed) for item in retrainings]
+
+
+def test_an_objective_that_only_the_database_names_is_refused_before_its_import(
+    storage: RDBStorage, tmp_path: Path
+) -> None:
+    own = load_study_file("quickstart", {"trial.objective": "nowhere:train"})
+    create_or_continue(storage, own, "0" * 16, [])
+    options = RunOptions("hpsearch confirm", "quickstart", "sqlite:///a.db", tmp_path, 1, 1)
+    for trusted in (None, "elsewhere:train"):
+        with pytest.raises(UserError, match="'nowhere:train', which only the database says"):
+            confirm_study(storage, "quickstart", options, None, 1, 1, trusted)
+    with pytest.raises(UserError, match="no trial is complete yet"):
+        confirm_study(storage, "quickstart", options, None, 1, 1, "nowhere:train")
 
 
 def _ended(
@@ -195,6 +261,44 @@ def test_what_lost_a_seed_counts_less_and_has_no_interval(
     assert "trial 2: 30.00% ± 42.43% (1 diverged, counted as 0)" in describe_confirmation(found)
 
 
+def test_a_winner_that_lost_a_seed_is_said_to_and_has_no_interval(
+    storage: RDBStorage, searched: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def as_in_validation(_: Prepared, run: TrialRecord, *__: object) -> float:
+        assert run.value is not None
+        return run.value
+
+    monkeypatch.setattr("search.confirm.test_accuracy", as_in_validation)
+    found = _ended(storage, searched, [0.8, 0.1, None, 0.2, 0.6, 0.3], tmp_path)()
+    assert (found.winner.trial, found.winner.diverged) == (2, 1)
+    assert found.winner.mean == pytest.approx(1.4 / 3)
+    assert found.trial == 0
+    assert found.test is not None
+    assert found.test.mean == pytest.approx(0.7)
+    assert found.test.seeds == 2
+    assert found.baseline is not None
+    assert found.baseline.mean == pytest.approx(0.2)
+    assert found.baseline.seeds == 3
+    assert found.difference is None, "of the survivors alone, it would be too good"
+    shown = describe_confirmation(found)
+    assert "test accuracy 70.00% ± 14.14% (2 of 3 seeds; 1 diverged)" in shown
+    assert "configuration: test accuracy 20.00% ± 10.00%\n" in shown + "\n"
+    assert "confidence interval" not in shown
+
+
+def test_without_a_lost_seed_the_difference_has_an_interval(
+    storage: RDBStorage, searched: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accuracies = iter([0.6, 0.7, 0.2, 0.1])
+    monkeypatch.setattr("search.confirm.test_accuracy", lambda *_: next(accuracies))
+    found = _ended(storage, searched, [0.5, 0.4, 0.5, 0.4], tmp_path)()
+    assert found.difference is not None
+    mean, low, high = found.difference
+    assert mean == pytest.approx(0.5)
+    assert low < mean < high
+    assert "difference +50.00 points, 95% confidence interval" in describe_confirmation(found)
+
+
 def test_an_answer_that_was_given_is_kept(
     storage: RDBStorage, searched: Prepared, tmp_path: Path
 ) -> None:
@@ -204,7 +308,7 @@ def test_an_answer_that_was_given_is_kept(
     assert found.baseline is not None
     assert (found.baseline.seeds, found.difference) == (1, None)
     shown = describe_confirmation(found)
-    assert f"test accuracy {found.baseline.mean:.2%} (of the 1 that did not diverge)" in shown
+    assert f"test accuracy {found.baseline.mean:.2%} (1 of 2 seeds; 1 diverged)" in shown
     for file in tmp_path.glob("*.safetensors"):
         file.unlink()
     assert ask() == found
@@ -216,6 +320,40 @@ def test_without_a_survivor_there_is_no_winner(
     ask = _ended(storage, searched, [None, None], tmp_path)
     with pytest.raises(UserError, match="every retraining diverged"):
         ask()
+
+
+def test_export_names_the_confirmed_trial_and_says_if_the_search_has_a_better_one_by_now(
+    storage: RDBStorage,
+    searched: Prepared,
+    data_cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("search.confirm.test_accuracy", lambda *_: 0.45)
+    monkeypatch.setattr("search.export.test_accuracy", lambda *_: 0.45)
+    confirming = prepare_confirmation(storage, searched, plan(searched.opened, top=1, seeds=1))
+    directory = checkpoint_directory(confirming.opened, data_cache).path
+    _ended(storage, searched, [0.5, 0.4], directory)()
+
+    def export() -> str:
+        caplog.clear()
+        output = tmp_path / "best"
+        return describe(export_study(storage, "quickstart", data_cache, output, None))
+
+    confirmed = "confirmed: trial 2; of its retrainings the best, trial 0 of study "
+    assert export().startswith(f"{confirmed}'quickstart-confirm', validation accuracy 50.00%")
+    assert caplog.messages == []
+    searched.opened.study.add_trial(
+        optuna.trial.create_trial(
+            value=0.6, params={"learning_rate": 0.04}, distributions={"learning_rate": RATES}
+        )
+    )
+    assert export().startswith(confirmed)
+    assert caplog.messages == [
+        "trial 5 ranks first in the search by now, but is not among the confirmed ones; to "
+        "include it: hpsearch confirm quickstart"
+    ]
 
 
 def test_the_interval_of_a_difference_is_welchs() -> None:

@@ -23,7 +23,7 @@ from studies.config import StudyConfig, load_study_file, parse_study
 from studies.confirmation import CONFIRMATION, SEARCHED
 from studies.results import DIVERGED
 from studies.storage import open_storage
-from studies.study import OpenedStudy, create_or_continue, started_from
+from studies.study import WARM_START, OpenedStudy, create_or_continue, started_from
 
 DIGEST = "0" * 16
 EPOCHS = 3
@@ -176,6 +176,15 @@ def test_finished_trials_that_are_points_of_the_new_space_come_along_and_stay(
         assert trial.params["width"] == 64, "what either study holds fixed sets no trial apart"
         assert trial.params["batch_size"] == 64
     assert started_from(opened) == "starts from the 3 best of study 'old'"
+
+
+@pytest.mark.usefixtures("old")
+def test_a_study_that_takes_no_start_is_not_said_to_start_from_the_best(
+    storage: RDBStorage,
+) -> None:
+    warm = {WARM_START: {"study": "old", "starts": 0, "trials": 3}}
+    opened, _ = create_or_continue(storage, new(), DIGEST, [], warm)
+    assert started_from(opened) == "weighs the trials of study 'old'"
 
 
 @pytest.mark.usefixtures("old")

@@ -68,6 +68,38 @@ def test_the_text_says_how_good_it_is_and_how_to_use_it() -> None:
     assert "hpsearch predict best photo.jpg" in text
 
 
+@pytest.mark.parametrize(
+    ("seeds", "diverged", "on_validation", "on_test"),
+    [
+        (1, 0, "validation, 1 seed", "test, 1 seed"),
+        (3, 0, "validation, mean of 3 seeds", "test, mean of 3 seeds"),
+        (
+            3,
+            1,
+            "validation, mean of 3 seeds, 1 diverged and counted as 0",
+            "test, 2 of 3 seeds; 1 diverged",
+        ),
+        (
+            2,
+            1,
+            "validation, mean of 2 seeds, 1 diverged and counted as 0",
+            "test, 1 of 2 seeds; 1 diverged",
+        ),
+    ],
+)
+def test_of_a_confirmed_model_the_text_says_over_how_many_seeds(
+    seeds: int, diverged: int, on_validation: str, on_test: str
+) -> None:
+    confirmation = {
+        "seeds": seeds,
+        "winner": {"mean": 0.65, "diverged": diverged},
+        "test": {"mean": 0.6, "seeds": seeds - diverged},
+    }
+    text = readme({**DESCRIPTION, "confirmation": confirmation}, "best")
+    assert f"| {on_validation} | 65.00% |" in text
+    assert f"| {on_test} | 60.00% |" in text
+
+
 def test_of_a_model_trained_anew_the_text_says_whose_accuracy_is_whose() -> None:
     searched = ("validation_accuracy", "validation_accuracy_per_epoch", "best_epoch")
     before = {key: DESCRIPTION[key] for key in searched}

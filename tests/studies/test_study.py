@@ -34,6 +34,14 @@ def test_the_same_settings_continue_a_study_with_the_new_budget(storage_url: str
     assert opened.config.budget == Budget(trials=99, minutes=7.0)
 
 
+def test_so_is_how_many_checkpoints_are_kept(storage_url: str) -> None:
+    storage = open_storage(storage_url, create=True)
+    create_or_continue(storage, load_study_file("quickstart"), DIGEST, [])
+    more = load_study_file("quickstart", {"checkpoints.keep": 20})
+    create_or_continue(storage, more, DIGEST, [])
+    assert open_study(storage, "quickstart").config.checkpoints.keep == 20
+
+
 def test_other_settings_are_refused_with_the_difference(storage_url: str) -> None:
     storage = open_storage(storage_url, create=True)
     create_or_continue(storage, load_study_file("quickstart"), DIGEST, [])

@@ -234,6 +234,8 @@ def test_no_command_runs_code_that_only_the_database_names(
     confirmed = hpsearch("confirm", "own")
     assert confirmed.returncode == 2
     assert "give its study file instead of its name" in confirmed.stderr
+    by_file = hpsearch("confirm", own_study, "--top", 1, "--seeds", 1, "--workers", 1)
+    assert by_file.returncode == 0, by_file.stderr
     refused = hpsearch("worker", "own")
     assert refused.returncode == 2
     assert "--allow-objective objectives:curve" in refused.stderr
