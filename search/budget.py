@@ -82,6 +82,12 @@ def hand_back(storage: BaseStorage, trial_id: int) -> None:
     storage.set_trial_state_values(trial_id, TrialState.WAITING)
 
 
+def withdraw(storage: BaseStorage, trial_id: int) -> None:
+    """Let no worker take this waiting trial any more; one that has taken it keeps it."""
+    if _take(storage, trial_id):
+        storage.set_trial_state_values(trial_id, TrialState.FAIL)
+
+
 def check_failures(trials: Sequence[FrozenTrial]) -> None:
     """Stop a search in which nothing works.
 

@@ -288,7 +288,10 @@ def export(
     storage: StorageOption = DEFAULT_STORAGE,
     directory: DirectoryOption = DEFAULT_DIRECTORY,
 ) -> None:
-    """Write the best trial's model to a folder, with its accuracy on the test images."""
+    """Write a model to a folder, with its accuracy on the test images.
+
+    It is the confirmed one if the study was confirmed, else the best trial's.
+    """
     from studies.storage import open_storage
 
     with_storage = open_storage(storage)
@@ -296,7 +299,8 @@ def export(
     on_validation_too = on is ExportOn.ALL
     _log_to_terminal(logging.INFO if on_validation_too else logging.WARNING)
     from model.trial import Diverged
-    from search.run import describe, export_study
+    from search.export import describe
+    from search.run_export import export_study
 
     try:
         exported = export_study(with_storage, name, directory, output, data, on_validation_too)
@@ -321,17 +325,21 @@ def confirm(
     The winner is chosen by its mean validation accuracy; only then are the test images looked at.
     The retrainings are a study of their own, STUDY-confirm. Afterwards export writes its model.
     """
+    from studies.config import is_study_file
     from studies.storage import open_storage
 
     with_storage = open_storage(storage)
-    name = _study_name(study)
+    name, trusted = _study_name(study), None
+    if is_study_file(study):
+        trusted = _study_file(study, {}).trial.objective
     _log_to_terminal()
-    from search.run import RunOptions, confirm_study
+    from search.run import RunOptions
+    from search.run_confirm import confirm_study
 
     options = RunOptions(
         _command_line(storage), study, storage, directory, workers, workers_per_gpu
     )
-    raise typer.Exit(confirm_study(with_storage, name, options, data, top, seeds))
+    raise typer.Exit(confirm_study(with_storage, name, options, data, top, seeds, trusted))
 
 
 @app.command()
@@ -355,6 +363,36 @@ def enqueue(
     opened = open_study(open_storage(storage), _study_name(study))
     queued = enqueue_trial(opened, dict(parse_assignment(item) for item in assignments))
     print(queued)
+
+
+@app.command()
+def replay(
+    study: StudyArgument,
+    trial: Annotated[int, typer.Option(min=0, help="The number of the trial.")],
+    as_json: JsonOption = False,
+    data: DataOption = None,
+    storage: StorageOption = DEFAULT_STORAGE,
+    directory: DirectoryOption = DEFAULT_DIRECTORY,
+) -> None:
+    """Train a recorded trial again and compare the learning curves; records nothing.
+
+    Exit code 0 if they are identical, 1 if not.
+    """
+    from studies.storage import open_storage
+
+    with_storage = open_storage(storage)
+    name = _study_name(study)
+    _log_to_terminal()
+    from dataclasses import asdict
+
+    from search.replay import describe_replay, replay_trial
+
+    found = replay_trial(with_storage, name, trial, directory, data)
+    if as_json:
+        print(json.dumps({**asdict(found), "identical": found.identical}, indent=2))
+    else:
+        print(describe_replay(found))
+    raise typer.Exit(0 if found.identical else 1)
 
 
 @app.command()

@@ -12,60 +12,30 @@ from typing import Any
 
 import torch
 from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, TrialState
 from scipy import stats
 
 from data.errors import UserError
+from search.budget import budgeted, withdraw
 from search.export import baseline_record, best_record, test_accuracy
 from search.prepare import Prepared
 from search.samplers import derived_seed
 from studies.checkpoints import CheckpointDirectory
 from studies.config import DEFAULT_OBJECTIVE, StudyConfig, parse_study
+from studies.confirmation import (
+    CONFIRMATION,
+    SEARCHED,
+    Candidate,
+    Confirmation,
+    TestResult,
+    confirming_name,
+    from_json,
+)
 from studies.results import CONFIRMS, SEED, TrialRecord, rank, record
-from studies.study import DATA_DIGEST, OpenedStudy, create_or_continue, exists, open_study
+from studies.study import DATA_DIGEST, OpenedStudy, create_or_continue
 
-CONFIRMATION = "confirmation"
 CONFIDENCE = 0.95
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A configuration that was trained with several seeds."""
-
-    trial: int
-    """Its number in the search."""
-    claimed: float | None
-    """What the search reported for it: validation accuracy in [0, 1]; None if it was pruned."""
-    mean: float
-    """Validation accuracy over the seeds. A retraining that diverged counts as 0."""
-    std: float | None
-    """Sample standard deviation; None of a single seed."""
-
-
-@dataclass(frozen=True, slots=True)
-class TestResult:
-    """Accuracy on the test images, in [0, 1], over the seeds."""
-
-    mean: float
-    std: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Confirmation:
-    """What the retrainings showed."""
-
-    candidates: tuple[Candidate, ...]
-    """Best first; the notebook's configuration is among them."""
-    winner: Candidate
-    trial: int
-    """The winner's best retraining, whose model is exported: its number in the confirming study."""
-    parameters: Mapping[str, Any]
-    seeds: int
-    test: TestResult | None
-    """None for an objective of the user's own."""
-    baseline: TestResult | None
-    """Of the notebook's configuration, if the search had it and it is not the winner."""
-    difference: tuple[float, float, float] | None
-    """Winner's test accuracy minus the baseline's, and its confidence interval (Welch)."""
+ENDED = ("complete", "diverged")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +46,6 @@ class Retraining:
     """Its number in the search."""
     seed: int
     parameters: Mapping[str, Any]
-
-
-def confirming_name(name: str) -> str:
-    """The name of the study that confirms a study."""
-    return f"{name}-confirm"
 
 
 def plan(opened: OpenedStudy, top: int, seeds: int) -> list[Retraining]:
@@ -111,21 +76,39 @@ def plan(opened: OpenedStudy, top: int, seeds: int) -> list[Retraining]:
 def prepare_confirmation(
     storage: RDBStorage, searched: Prepared, retrainings: Sequence[Retraining]
 ) -> Prepared:
-    """Create or continue the confirming study, with every retraining enqueued that it lacks."""
+    """Create or continue the confirming study, with every retraining enqueued that it lacks.
+
+    What an earlier, interrupted confirmation has left waiting and is not asked for now is
+    withdrawn.
+
+    Raises:
+        UserError: the confirming study is of another study that had the name.
+    """
     found = searched.opened
     name = confirming_name(found.config.name)
     config = _config(found.config, name, len(retrainings))
     digest = str(found.study.user_attrs[DATA_DIGEST])
-    opened, is_new = create_or_continue(storage, config, digest, enqueued=[])
+    opened, is_new = create_or_continue(
+        storage, config, digest, enqueued=[], attributes={SEARCHED: found.identity}
+    )
+    if opened.study.user_attrs[SEARCHED] != found.identity:
+        raise UserError(
+            f"study {name!r} confirms an earlier study that was called {found.config.name!r}; "
+            "delete it (hpsearch dashboard --allow-edits)"
+        )
+    asked = {(item.trial, item.seed) for item in retrainings}
+    for trial in opened.study.get_trials(deepcopy=False):
+        if trial.state == TrialState.WAITING and _key(trial) not in asked:
+            withdraw(storage, trial._trial_id)
     present = _by_retraining(opened)
     for item in retrainings:
         if (item.trial, item.seed) not in present:
             opened.study.enqueue_trial(
                 dict(item.parameters), user_attrs={CONFIRMS: item.trial, SEED: item.seed}
             )
-    alive = len(_by_retraining(opened))
-    # Of an earlier confirmation there may be more than are asked for now.
-    config = _config(found.config, name, max(alive, len(retrainings)))
+    # Of earlier confirmations there may be more than are asked for now.
+    alive = budgeted(opened.study.get_trials(deepcopy=False), None)
+    config = _config(found.config, name, len(alive))
     opened, _ = create_or_continue(storage, config, digest, enqueued=[])
     return Prepared(opened, searched.dataset, searched.data, is_new)
 
@@ -144,19 +127,31 @@ def _config(config: StudyConfig, name: str, retrainings: int) -> StudyConfig:
     return parse_study(config.model_dump(mode="json"), f"study {config.name!r}", changes)
 
 
+def _key(trial: FrozenTrial) -> tuple[int, int] | None:
+    """Which retraining a trial of the confirming study is: trial and seed."""
+    attributes = trial.user_attrs
+    return (attributes[CONFIRMS], attributes[SEED]) if CONFIRMS in attributes else None
+
+
 def _by_retraining(opened: OpenedStudy) -> dict[tuple[int, int], TrialRecord]:
-    """The retrainings that have not failed, by trial and seed."""
-    return {
-        (trial.user_attrs[CONFIRMS], trial.user_attrs[SEED]): record(trial)
-        for trial in opened.study.get_trials(deepcopy=False)
-        if CONFIRMS in trial.user_attrs and record(trial).state != "failed"
-    }
+    """The retrainings that have not failed, by trial and seed.
+
+    Two commands at once may have enqueued one twice: then it is the one that has ended.
+    """
+    found: dict[tuple[int, int], TrialRecord] = {}
+    for trial in opened.study.get_trials(deepcopy=False):
+        key, item = _key(trial), record(trial)
+        if key is None or item.state == "failed":
+            continue
+        if key not in found or item.state in ENDED:
+            found[key] = item
+    return found
 
 
 def missing(opened: OpenedStudy, retrainings: Sequence[Retraining]) -> int:
     """How many retrainings have not ended, or have failed."""
     present = _by_retraining(opened)
-    ended = {key for key, item in present.items() if item.state in ("complete", "diverged")}
+    ended = {key for key, item in present.items() if item.state in ENDED}
     return sum((item.trial, item.seed) not in ended for item in retrainings)
 
 
@@ -170,7 +165,7 @@ def judge(
     """Choose the winner by validation accuracy, then measure it on the test images.
 
     The result is kept in the confirming study. The same question asked again is answered from
-    there, without another look at the test images.
+    there.
 
     Args:
         retrainings: all of which have ended.
@@ -181,7 +176,7 @@ def judge(
     asked = sorted([item.trial, item.seed] for item in retrainings)
     stored = confirming.opened.study.user_attrs.get(CONFIRMATION)
     if stored and stored["asked"] == asked:
-        return _from_json(stored["result"])
+        return from_json(stored["result"])
     result = _judge(searched, confirming, retrainings, checkpoints, device)
     confirming.opened.study.set_user_attr(CONFIRMATION, {"asked": asked, "result": asdict(result)})
     return result
@@ -223,6 +218,7 @@ def _judge(
             of_baseline = on_test(notebook.number)
             if of_baseline:
                 baseline = _test_result(of_baseline)
+            if len(of_winner) == len(of_baseline) == len(results[winner.trial]):
                 difference = _difference(of_winner, of_baseline)
     return Confirmation(
         candidates=tuple(candidates),
@@ -243,12 +239,15 @@ def _candidate(searched: TrialRecord, runs: Sequence[TrialRecord]) -> Candidate:
         claimed=searched.value if searched.state == "complete" else None,
         mean=statistics.mean(values),
         std=statistics.stdev(values) if values[1:] else None,
+        diverged=sum(run.state == "diverged" for run in runs),
     )
 
 
 def _test_result(accuracies: Sequence[float]) -> TestResult:
     return TestResult(
-        statistics.mean(accuracies), statistics.stdev(accuracies) if accuracies[1:] else None
+        mean=statistics.mean(accuracies),
+        std=statistics.stdev(accuracies) if accuracies[1:] else None,
+        seeds=len(accuracies),
     )
 
 
@@ -264,24 +263,3 @@ def _difference(
     interval = stats.ttest_ind(first, second, equal_var=False).confidence_interval(CONFIDENCE)
     mean = statistics.mean(first) - statistics.mean(second)
     return mean, float(interval.low), float(interval.high)
-
-
-def _from_json(document: Mapping[str, Any]) -> Confirmation:
-    return Confirmation(
-        candidates=tuple(Candidate(**item) for item in document["candidates"]),
-        winner=Candidate(**document["winner"]),
-        trial=document["trial"],
-        parameters=document["parameters"],
-        seeds=document["seeds"],
-        test=TestResult(**document["test"]) if document["test"] else None,
-        baseline=TestResult(**document["baseline"]) if document["baseline"] else None,
-        difference=tuple(document["difference"]) if document["difference"] else None,
-    )
-
-
-def confirmation_of(storage: RDBStorage, name: str) -> Confirmation | None:
-    """The confirmation of a study, if there is one."""
-    if not exists(storage, confirming_name(name)):
-        return None
-    stored = open_study(storage, confirming_name(name)).study.user_attrs.get(CONFIRMATION)
-    return _from_json(stored["result"]) if stored else None

@@ -29,6 +29,11 @@ def taken_device(root: Path) -> Iterator[torch.device]:
         yield torch.device("cuda", index)
 
 
+def device_name(device: torch.device) -> str:
+    """What a device is called in a trial's record: `cpu`, or the GPU's model."""
+    return "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device)
+
+
 def take(gpus: Sequence[str], directory: Path) -> tuple[int, FileLock]:
     """Take a place on the GPU that the fewest processes have taken; of equals the first.
 

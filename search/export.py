@@ -14,6 +14,7 @@ from data.errors import UserError
 from model.evaluate import accuracy
 from model.resnet import ResNet
 from model.train import build_model, parse_hyperparameters
+from search.live import readable_parameters
 from search.prepare import Prepared, has_baseline
 from search.worker import checkpoint_directory
 from studies.checkpoints import Checkpoint
@@ -36,6 +37,8 @@ class Exported:
     """In [0, 1]; None for an objective of the user's own, whose model is not known here."""
     baseline: TrialRecord | None
     """Trial 0, the notebook's configuration, if it is complete and not the best."""
+    confirms: int | None
+    """If it is a retraining: the number of its trial in the search."""
     retrained: bool = False
     """Whether the model was trained on the validation images too, after the search."""
 
@@ -101,7 +104,8 @@ def export_trial(
     if confirmation:
         description["confirmation"] = confirmation
     write_export(output, checkpoint.weights, description)
-    return Exported(opened.config, output, best, measured, baseline_to_show(opened, best))
+    baseline = baseline_to_show(opened, best)
+    return Exported(opened.config, output, best, measured, baseline, confirms(opened, best))
 
 
 def test_accuracy(
@@ -166,6 +170,14 @@ def describe_trial(
     }
 
 
+def confirms(opened: OpenedStudy, best: TrialRecord) -> int | None:
+    """The trial of the search that this one retrains, if it does."""
+    number: int | None = opened.study.get_trials(deepcopy=False)[best.number].user_attrs.get(
+        CONFIRMS
+    )
+    return number
+
+
 def baseline_to_show(opened: OpenedStudy, best: TrialRecord) -> TrialRecord | None:
     """The notebook's configuration, if it is complete and not the best."""
     baseline = baseline_record(opened)
@@ -180,3 +192,34 @@ def baseline_record(opened: OpenedStudy) -> TrialRecord | None:
         return None
     first = opened.study.get_trials(deepcopy=False)[0]
     return record(first) if first.params and CONFIRMS not in first.user_attrs else None
+
+
+def describe(exported: Exported) -> str:
+    """The best trial, and where it lies, in a few lines."""
+    best = exported.best
+    accuracies = f"validation accuracy {best.value or 0:.2%}"
+    if exported.retrained:
+        accuracies += " in the search; trained anew on training and validation images"
+    if exported.test_accuracy is not None:
+        accuracies += f", test accuracy {exported.test_accuracy:.2%}"
+    trial = f"best: trial {best.number}"
+    if exported.confirms is not None:
+        trial = (
+            f"confirmed: trial {exported.confirms}; of its retrainings the best, trial "
+            f"{best.number} of study {exported.config.name!r}"
+        )
+    lines = [
+        f"{trial}, {accuracies}",
+        f"  {readable_parameters(best, exported.config)}",
+    ]
+    if exported.baseline:
+        value = exported.baseline.value or 0
+        lines.append(f"  the notebook's configuration (trial 0): validation accuracy {value:.2%}")
+    lines.append(f"model: {exported.output}")
+    if exported.test_accuracy is not None:
+        lines.append(f"  to use it: hpsearch predict {exported.output} IMAGE...")
+    return "\n".join(lines)
+
+
+def any_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

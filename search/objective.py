@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class End(Enum):
-    """How a trial ended. The four stay distinct: nothing is quietly turned into another."""
+    """How a trial ended. The five stay distinct: nothing is quietly turned into another."""
 
     COMPLETE = auto()
     PRUNED = auto()

@@ -46,11 +46,12 @@ def create_from_file(storage: RDBStorage, config: StudyConfig, origin: str, root
     _warn_without_baseline(config)
     enqueued = first_trials(config, origin)
     warm = None
+    is_there = exists(storage, config.name)
     # Once created it is independent of the study that it started from, which may be gone.
-    if config.sampler.warm_start and not exists(storage, config.name):
+    if config.sampler.warm_start and not is_there:
         warm = plan_warm_start(storage, config, enqueued)
         enqueued += warm.starts
-    if config.sampler.name == "grid":
+    if config.sampler.name == "grid" and not is_there:
         enqueued += grid(make_space(config.space), config.sampler.grid_points, config.seed)
     dataset = load_dataset(config.data.source, root)
     data = split_for_training(dataset, config.data.validation_fraction, config.seed)

@@ -12,7 +12,7 @@ from data.split import whole_for_training
 from model.evaluate import accuracy
 from model.train import train
 from model.trial import Diverged, EpochResult, TrialContext
-from search.export import Exported, baseline_to_show, describe_trial, rebuild
+from search.export import Exported, baseline_to_show, confirms, describe_trial, rebuild
 from search.prepare import Prepared
 from studies.config import DEFAULT_OBJECTIVE, StudyConfig
 from studies.export import write_export
@@ -111,6 +111,5 @@ def export_retrained(
     description = describe_trial(prepared, best, results, data.normalisation)
     description["versions"] = versions()
     write_export(output, weights, description)
-    return Exported(
-        opened.config, output, best, measured, baseline_to_show(opened, best), retrained=True
-    )
+    baseline, confirmed = baseline_to_show(opened, best), confirms(opened, best)
+    return Exported(opened.config, output, best, measured, baseline, confirmed, retrained=True)

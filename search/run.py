@@ -3,28 +3,17 @@
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from optuna.storages import RDBStorage
 from rich.console import Console
 from rich.live import Live
 
 from data.errors import UserError
 from search.budget import Turn, next_turn
-from search.confirm import (
-    Confirmation,
-    Retraining,
-    confirmation_of,
-    confirming_name,
-    judge,
-    missing,
-    plan,
-    prepare_confirmation,
-)
 from search.device import taken_device
-from search.export import Exported, best_record, export_best, export_trial
+from search.export import any_device, describe, export_best
 from search.launch import (
     Interruptions,
     WorkerProcess,
@@ -32,17 +21,15 @@ from search.launch import (
     start_worker,
     supervise,
 )
-from search.live import View, WorkerRow, readable_parameters, render, utc_now
+from search.live import View, WorkerRow, render, utc_now
 from search.objective import load_objective
 from search.prepare import Prepared, create_from_file, join
-from search.retrain import check_retrainable, export_retrained
 from search.stop import StopRequest
 from search.worker import Worker, checkpoint_directory
 from studies.config import DEFAULT_OBJECTIVE, StudyConfig
-from studies.export import check_output
 from studies.results import TrialRecord, record, summarise
 from studies.storage import masked
-from studies.study import OpenedStudy, exists, open_study, started_from
+from studies.study import OpenedStudy, exists, started_from
 
 logger = logging.getLogger(__name__)
 
@@ -75,13 +62,13 @@ def run_study(config: StudyConfig, storage: RDBStorage, options: RunOptions) -> 
     console = Console(soft_wrap=True)
     load_objective(config.trial.objective)
     prepared = create_from_file(storage, config, options.origin, options.root)
-    _announce(console, prepared, options.url)
+    announce(console, prepared, options.url)
     interruptions = Interruptions()
     interruptions.install()
     troubles: list[str] = []
     if not is_spent(prepared.opened):
-        workers = _start_workers(prepared.opened, options, config.data.source, console.is_terminal)
-        troubles = _watch(console, prepared.opened, storage, options, workers, interruptions)
+        workers = start_workers(prepared.opened, options, config.data.source, console.is_terminal)
+        troubles = watch(console, prepared.opened, storage, options, workers, interruptions)
     return _finish(console, prepared, options, troubles, interruptions)
 
 
@@ -92,7 +79,7 @@ def is_spent(opened: OpenedStudy) -> bool:
     return next_turn(trials, opened.config.budget.trials, may_create) is Turn.DONE
 
 
-def _start_workers(
+def start_workers(
     opened: OpenedStudy, options: RunOptions, source: str, on_terminal: bool
 ) -> list[WorkerProcess]:
     config = opened.config
@@ -110,7 +97,7 @@ def _start_workers(
     return workers
 
 
-def _watch(
+def watch(
     console: Console,
     opened: OpenedStudy,
     storage: RDBStorage,
@@ -131,7 +118,7 @@ def _watch(
         return supervise(workers, opened.study, storage, interruptions, refresh)
 
 
-def _announce(console: Console, prepared: Prepared, url: str) -> None:
+def announce(console: Console, prepared: Prepared, url: str) -> None:
     opened = prepared.opened
     name = opened.config.name
     if prepared.is_new:
@@ -190,136 +177,9 @@ def _finish(
         console.print("no trial is complete, so there is no model to export")
         return 1
     output = opened.directory(options.root) / "best"
-    exported = export_best(prepared, options.root, output, _any_device())
+    exported = export_best(prepared, options.root, output, any_device())
     console.print(describe(exported), highlight=False, markup=False)
     return 1 if troubles else 0
-
-
-def confirm_study(
-    storage: RDBStorage,
-    name: str,
-    options: RunOptions,
-    source: str | None,
-    top: int,
-    seeds: int,
-) -> int:
-    """Run `hpsearch confirm`: train the best configurations again, judge them, export the winner.
-
-    Returns:
-        The exit code: 0, 1 if a retraining failed, 128 + signal if interrupted.
-
-    Raises:
-        UserError: no such study, no complete trial, or the data here are not those of the study.
-    """
-    console = Console(soft_wrap=True)
-    retrainings = plan(open_study(storage, name), top, seeds)
-    searched = join(storage, name, options.root, source)
-    load_objective(searched.opened.config.trial.objective)
-    prepared = prepare_confirmation(storage, searched, retrainings)
-    _announce(console, prepared, options.url)
-    interruptions = Interruptions()
-    interruptions.install()
-    troubles: list[str] = []
-    if missing(prepared.opened, retrainings):
-        here = source or prepared.opened.config.data.source
-        workers = _start_workers(prepared.opened, options, here, console.is_terminal)
-        troubles = _watch(console, prepared.opened, storage, options, workers, interruptions)
-    for trouble in troubles:
-        console.print(trouble, style="red", highlight=False, markup=False)
-    if interruptions.received:
-        console.print(f"stopped; to continue: {options.command}", highlight=False, markup=False)
-        return interruptions.exit_code
-    lacking = missing(prepared.opened, retrainings)
-    if lacking:
-        console.print(
-            f"{lacking} of {len(retrainings)} retrainings failed; to repeat them: "
-            f"{options.command}",
-            highlight=False,
-            markup=False,
-        )
-        return 1
-    return _finish_confirmation(console, searched.opened, prepared, options, retrainings)
-
-
-def _finish_confirmation(
-    console: Console,
-    searched: OpenedStudy,
-    prepared: Prepared,
-    options: RunOptions,
-    retrainings: Sequence[Retraining],
-) -> int:
-    checkpoints = checkpoint_directory(prepared.opened, options.root)
-    device = _any_device()
-    confirmation = judge(searched, prepared, retrainings, checkpoints, device)
-    output = searched.directory(options.root) / "confirmed"
-    _export_confirmed(prepared, confirmation, options.root, output, device)
-    console.print(describe_confirmation(confirmation), highlight=False, markup=False)
-    console.print(f"model: {output}", highlight=False, markup=False)
-    return 0
-
-
-def _export_confirmed(
-    prepared: Prepared,
-    confirmation: Confirmation,
-    root: Path,
-    output: Path,
-    device: torch.device,
-) -> Exported:
-    best = record(prepared.opened.study.get_trials(deepcopy=False)[confirmation.trial])
-    return export_trial(prepared, best, root, output, device, asdict(confirmation))
-
-
-def describe_confirmation(confirmation: Confirmation) -> str:
-    """What retraining has shown, for people."""
-
-    def spread(mean: float, std: float | None) -> str:
-        return f"{mean:.2%}" if std is None else f"{mean:.2%} ± {std:.2%}"
-
-    winner = confirmation.winner
-    seeds = f"{confirmation.seeds} seeds" if confirmation.seeds > 1 else "1 seed"
-    lines = [f"validation accuracy over {seeds} (mean ± standard deviation):"]
-    for item in confirmation.candidates:
-        claim = "" if item.claimed is None else f", the search had claimed {item.claimed:.2%}"
-        lines.append(f"  trial {item.trial}: {spread(item.mean, item.std)}{claim}")
-    lines.append(f"confirmed: trial {winner.trial}")
-    if winner.claimed is not None:
-        lines.append(
-            f"  claimed minus confirmed: {100 * (winner.claimed - winner.mean):+.2f} points"
-        )
-    if confirmation.test:
-        lines.append(f"  test accuracy {spread(confirmation.test.mean, confirmation.test.std)}")
-    if confirmation.baseline:
-        baseline = confirmation.baseline
-        lines.append(
-            f"  the notebook's configuration: test accuracy {spread(baseline.mean, baseline.std)}"
-        )
-    if confirmation.difference:
-        mean, low, high = (100 * value for value in confirmation.difference)
-        lines.append(
-            f"  difference {mean:+.2f} points, 95% confidence interval {low:+.2f} to {high:+.2f}"
-        )
-    return "\n".join(lines)
-
-
-def describe(exported: Exported) -> str:
-    """The best trial, and where it lies, in a few lines."""
-    best = exported.best
-    accuracies = f"validation accuracy {best.value or 0:.2%}"
-    if exported.retrained:
-        accuracies += " in the search; trained anew on training and validation images"
-    if exported.test_accuracy is not None:
-        accuracies += f", test accuracy {exported.test_accuracy:.2%}"
-    lines = [
-        f"best: trial {best.number}, {accuracies}",
-        f"  {readable_parameters(best, exported.config)}",
-    ]
-    if exported.baseline:
-        value = exported.baseline.value or 0
-        lines.append(f"  the notebook's configuration (trial 0): validation accuracy {value:.2%}")
-    lines.append(f"model: {exported.output}")
-    if exported.test_accuracy is not None:
-        lines.append(f"  to use it: hpsearch predict {exported.output} IMAGE...")
-    return "\n".join(lines)
 
 
 def run_worker(
@@ -378,43 +238,3 @@ def run_worker(
     finally:
         stop.disarm()
     return stop.exit_code
-
-
-def export_study(
-    storage: RDBStorage,
-    name: str,
-    root: Path,
-    output: Path,
-    source: str | None,
-    on_validation_too: bool = False,
-) -> Exported:
-    """Run `hpsearch export`: the confirmed model if there is one, else that of the best trial.
-
-    Args:
-        on_validation_too: train that configuration anew, on training and validation images.
-
-    Raises:
-        Diverged: so trained, it diverged, and nothing was written.
-    """
-    opened = open_study(storage, name)
-    best = best_record(opened)  # Says so before the data are read if there is none.
-    if on_validation_too:
-        check_retrainable(opened.config)
-        check_output(output)
-    confirmation = confirmation_of(storage, name)
-    if confirmation:
-        prepared = join(storage, confirming_name(name), root, source)
-        if not on_validation_too:
-            return _export_confirmed(prepared, confirmation, root, output, _any_device())
-        best = record(prepared.opened.study.get_trials(deepcopy=False)[confirmation.trial])
-    else:
-        prepared = join(storage, name, root, source)
-        if not on_validation_too:
-            return export_best(prepared, root, output, _any_device())
-    with taken_device(root) as device:
-        shown = asdict(confirmation) if confirmation else None
-        return export_retrained(prepared, best, output, device, shown)
-
-
-def _any_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

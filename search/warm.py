@@ -17,6 +17,7 @@ from data.errors import UserError
 from model.train import NOTEBOOK
 from search.space import make_space, nearest_known, same_point
 from studies.config import DEFAULT_OBJECTIVE, StudyConfig, is_fixed
+from studies.confirmation import confirmation_of
 from studies.results import TrialRecord, rank, record
 from studies.study import WARM_START, OpenedStudy, open_study
 
@@ -63,7 +64,7 @@ def plan_warm_start(
     space = make_space(config.space)
     points = [
         nearest_known(space, _all_parameters(earlier.config, item))
-        for item in _best_first(storage, name, records)
+        for item in _best_first(earlier, records)
     ]
     starts: list[dict[str, Any]] = []
     for point in points:
@@ -79,13 +80,9 @@ def plan_warm_start(
     return WarmStart(starts[:STARTS], {WARM_START: taken, EARLIER_TRIALS: trials})
 
 
-def _best_first(
-    storage: RDBStorage, name: str, records: Sequence[TrialRecord]
-) -> list[TrialRecord]:
+def _best_first(earlier: OpenedStudy, records: Sequence[TrialRecord]) -> list[TrialRecord]:
     """The confirmed winner, if the study was confirmed, and then by what the search found."""
-    from search.confirm import confirmation_of  # Which imports those who import this module.
-
-    confirmation = confirmation_of(storage, name)
+    confirmation = confirmation_of(earlier)
     winner = [records[confirmation.winner.trial]] if confirmation else []
     return [*winner, *rank(records)]
 

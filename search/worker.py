@@ -18,6 +18,7 @@ from optuna.trial import Trial, TrialState
 from data.split import TrainingData
 from model.trial import TrialContext
 from search.budget import Turn, check_failures, claim, hand_back
+from search.device import device_name
 from search.launch import worker_name
 from search.objective import End, Objective, Outcome, run_trial, suggest
 from search.prepare import first_trials
@@ -26,7 +27,7 @@ from search.space import make_space
 from search.stop import StopRequest
 from search.warm import earlier_trials
 from studies.checkpoints import CheckpointDirectory, superfluous
-from studies.results import DIVERGED, ERROR, SEED, WORKER, record
+from studies.results import DEVICE, DIVERGED, ERROR, SEED, THREADS, WORKER, record
 from studies.storage import HEARTBEAT_SECONDS, quiet_optuna
 from studies.study import OpenedStudy
 
@@ -90,6 +91,8 @@ class Worker:
             seed = trial.user_attrs.get(SEED, derived_seed(config.seed, trial.number))
             trial.set_user_attr(WORKER, worker_name(os.getpid()))
             trial.set_user_attr(SEED, seed)
+            trial.set_user_attr(DEVICE, device_name(self.device))
+            trial.set_user_attr(THREADS, torch.get_num_threads())
             parameters = suggest(trial, make_space(config.space))
             logger.info("trial %d: %s", trial.number, parameters)
             context = TrialContext(

@@ -119,10 +119,10 @@ def readme(description: Mapping[str, Any], name: str) -> str:
     confirmed = searched.get("confirmation")
     if confirmed:
         test_of_all = confirmed["test"]
-        seeds = confirmed["seeds"]
-        lines.append(f"| validation, mean of {seeds} seeds | {confirmed['winner']['mean']:.2%} |")
+        of_validation = _mean_of(confirmed["seeds"], confirmed["winner"]["diverged"])
+        lines.append(f"| validation, {of_validation} | {confirmed['winner']['mean']:.2%} |")
         if test_of_all:
-            lines.append(f"| test, mean of {seeds} seeds | {test_of_all['mean']:.2%} |")
+            lines.append(f"| test, {_mean_of(test_of_all['seeds'])} | {test_of_all['mean']:.2%} |")
     lines += ["", "## Parameters", "", "| | |", "|---|---|"]
     lines += [f"| {key} | {value} |" for key, value in description["parameters"].items()]
     of_before = " of the model before" if before else ""
@@ -155,3 +155,8 @@ def readme(description: Mapping[str, Any], name: str) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _mean_of(seeds: int, diverged: int = 0) -> str:
+    lost = f", {diverged} diverged and counted as 0" if diverged else ""
+    return f"mean of {seeds} seeds{lost}" if seeds > 1 else "1 other seed"

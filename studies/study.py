@@ -14,11 +14,19 @@ from optuna.storages import BaseStorage
 from optuna.study import Study
 
 from data.errors import UserError
-from studies.config import DEFAULT_OBJECTIVE, Budget, StudyConfig, differences, parse_study
+from studies.config import (
+    DEFAULT_OBJECTIVE,
+    Budget,
+    CheckpointSettings,
+    StudyConfig,
+    differences,
+    parse_study,
+)
 from studies.storage import quiet_optuna
 
 CONFIG = "config"
 BUDGET = "budget"
+CHECKPOINTS = "checkpoints"
 DATA_DIGEST = "data_digest"
 IDENTITY = "identity"
 VERSIONS = "versions"
@@ -40,7 +48,7 @@ class OpenedStudy:
     study: Study
     storage: BaseStorage
     config: StudyConfig
-    """What the study was created with, with the budget of its latest run."""
+    """What the study was created with, but budget and checkpoints of its latest run."""
     identity: str
     """Random: two studies of the same name in different databases have different ones."""
 
@@ -80,14 +88,14 @@ def create_or_continue(
                 f"({'; '.join(different)}); give another --name, or undo the change"
             ) from None
         check_data(opened, data_digest)
-        opened.study.set_user_attr(BUDGET, config.budget.model_dump())
+        _store_what_may_change(opened.study, config)
         return open_study(storage, config.name), False
     with quiet_optuna():
         study.set_metric_names([METRIC])
     study.set_user_attr(IDENTITY, secrets.token_hex(4))
     study.set_user_attr(DATA_DIGEST, data_digest)
     study.set_user_attr(VERSIONS, versions())
-    study.set_user_attr(BUDGET, config.budget.model_dump())
+    _store_what_may_change(study, config)
     for key, value in (attributes or {}).items():
         study.set_user_attr(key, value)
     for parameters in enqueued:
@@ -95,6 +103,11 @@ def create_or_continue(
     # Last: a study that has its settings is complete, and others may use it.
     study.set_user_attr(CONFIG, config.model_dump(mode="json"))
     return open_study(storage, config.name), True
+
+
+def _store_what_may_change(study: Study, config: StudyConfig) -> None:
+    study.set_user_attr(BUDGET, config.budget.model_dump())
+    study.set_user_attr(CHECKPOINTS, config.checkpoints.model_dump())
 
 
 def open_study(storage: BaseStorage, name: str) -> OpenedStudy:
@@ -110,11 +123,14 @@ def open_study(storage: BaseStorage, name: str) -> OpenedStudy:
         raise UserError(f"no study {name!r} in this storage; there: {known}") from None
     attributes = _attributes_when_created(study)
     config = parse_study(attributes[CONFIG], f"study {name!r}")
-    budget = Budget.model_validate(attributes[BUDGET])
+    latest = {
+        "budget": Budget.model_validate(attributes[BUDGET]),
+        "checkpoints": CheckpointSettings.model_validate(attributes[CHECKPOINTS]),
+    }
     return OpenedStudy(
         study=study,
         storage=storage,
-        config=config.model_copy(update={"budget": budget}),
+        config=config.model_copy(update=latest),
         identity=str(attributes[IDENTITY]),
     )
 
@@ -129,12 +145,24 @@ def stored_config(storage: BaseStorage, name: str, overrides: Mapping[str, Any])
         UserError: there is no such study, or it runs code that only the database names.
     """
     config = open_study(storage, name).config
-    if config.trial.objective != DEFAULT_OBJECTIVE:
+    check_objective(config, trusted=None)
+    return parse_study(config.model_dump(mode="json"), f"study {name!r}", overrides)
+
+
+def check_objective(config: StudyConfig, trusted: str | None) -> None:
+    """Refuse to run code that only the database names.
+
+    Args:
+        trusted: the objective of the user's own study file.
+
+    Raises:
+        UserError: the objective is neither that nor the default.
+    """
+    if config.trial.objective not in (DEFAULT_OBJECTIVE, trusted):
         raise UserError(
-            f"study {name!r} runs {config.trial.objective!r}, which only the database says; "
+            f"study {config.name!r} runs {config.trial.objective!r}, which only the database says; "
             "give its study file instead of its name"
         )
-    return parse_study(config.model_dump(mode="json"), f"study {name!r}", overrides)
 
 
 def _attributes_when_created(study: Study) -> dict[str, Any]:
@@ -172,6 +200,8 @@ def started_from(opened: OpenedStudy) -> str | None:
     stored = opened.study.user_attrs.get(WARM_START)
     if not stored:
         return None
+    if not stored["starts"]:
+        return f"weighs the trials of study {stored['study']!r}"
     best = f"{stored['starts']} best" if stored["starts"] > 1 else "best"
     return f"starts from the {best} of study {stored['study']!r}"
 

@@ -326,7 +326,9 @@ def main() -> None:
     parser.add_argument("--problems", nargs="+", default=["lcbench", "table", "synthetic"])
     parser.add_argument("--lcbench", type=Path, help="the surrogate's directory")
     parser.add_argument("--tasks", choices=["development", "judging"], default="judging")
-    parser.add_argument("--strategies", nargs="+", default=strategies.DEFAULT)
+    parser.add_argument(
+        "--strategies", nargs="+", default=strategies.DEFAULT, help="`all`: every combination"
+    )
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--epochs", type=int, default=320)
@@ -337,8 +339,11 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, help="an .html file, or .svg (needs Chromium)")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    compared = arguments.strategies
+    if compared == ["all"]:
+        compared = list(dict.fromkeys(strategies.ALL))
     try:
-        strategies.check(arguments.strategies)
+        strategies.check(compared)
         names = problem_names(arguments.problems, arguments.lcbench, arguments.tasks)
     except UserError as error:
         parser.error(str(error))
@@ -354,7 +359,7 @@ def main() -> None:
             strategies.settings(strategy),
         )
         for seed in range(arguments.seeds)
-        for problem, strategy in strategies.pairs(arguments.strategies, names)
+        for problem, strategy in strategies.pairs(compared, names)
     ]
     done = run_missing(
         wanted, arguments.traces, arguments.lcbench, arguments.processes, arguments.minutes

@@ -30,10 +30,18 @@ from tests.benchmarks.starts import LCBENCH_STARTS
 
 PRUNERS: Sequence[str] = get_args(PrunerSettings.model_fields["name"].annotation)
 DEFAULT = (
-    *(f"{s}+{p}" for s in ("random", "tpe", "stock-gp", "gp") for p in PRUNERS),
-    *("grid+none", "manual+none"),
+    *("manual+none", "random+none", "random+median", "tpe+median", "stock-gp+none"),
+    *("grid+none", "gp+predictive", "gp+median", "gp+asha"),
+    "gp+median:sampler.startup_trials=8",
+    *("known-random+median", "known-gp+median"),
     *(f"replay+{p}" for p in PRUNERS),
 )
+"""What the README shows."""
+ALL = (
+    *DEFAULT,
+    *(f"{s}+{p}" for s in ("random", "tpe", "stock-gp", "gp") for p in PRUNERS),
+)
+"""Every sampler with every pruner too."""
 SMALLEST_STEP = 1e-3
 """Of the range; whoever has tried all larger ones tries the best again."""
 KNOWN = "known-"

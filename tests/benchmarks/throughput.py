@@ -13,6 +13,7 @@ whatever else the machine does is shared; of each the median over the rounds is 
                     SGD, batches of 128
     trial-B         ours (`model.train.train`): flip, crop and cutout on the device, batches of B
     step-B          our model and optimizer on one batch that lies on the device normalised
+    scratch-64      step-64 with the layers written by hand (`model/layers.py`)
     floor-B         the model's convolutions alone, forward and backward, in the same precision
 
 A worker process of a DataLoader is started anew in each epoch, as by default; the epochs are long
@@ -67,8 +68,9 @@ class Setting:
         bfloat16 = uses_bfloat16(self.precision, self.device)
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bfloat16)
 
-    def model(self) -> nn.Module:
-        return build_model(parse_hyperparameters({"width": self.width}), len(self.data.classes))
+    def model(self, layers: str = "torch") -> nn.Module:
+        hyperparameters = parse_hyperparameters({"width": self.width, "layers": layers})
+        return build_model(hyperparameters, len(self.data.classes))
 
 
 class PilImages:
@@ -138,9 +140,9 @@ def trial(setting: Setting, batch_size: int) -> Epoch:
     return epoch
 
 
-def step(setting: Setting, batch_size: int) -> Epoch:
+def step(setting: Setting, batch_size: int, layers: str = "torch") -> Epoch:
     """Nothing but forward, backward and update."""
-    model = setting.model().train()
+    model = setting.model(layers).train()
     model.to(setting.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     update = OPTIMIZERS["sgd"](model.parameters(), 1e-3, 0.0)
     images = normalise(to_float(setting.data.train.images[:batch_size]), setting.data.normalisation)
@@ -221,6 +223,7 @@ def contenders(setting: Setting) -> dict[str, Epoch]:
         "notebook-2": usual_loop(setting, RESIZED, "adam", 64, 2),
         "pytorch-cifar": usual_loop(setting, CROPPED, "sgd", 128, 2),
         **ours,
+        "scratch-64": step(setting, 64, "scratch"),
     }
 
 
@@ -254,6 +257,7 @@ RATIOS = (
     ("trial-128", "step-128"),
     ("step-64", "floor-64"),
     ("step-128", "floor-128"),
+    ("scratch-64", "step-64"),
 )
 
 

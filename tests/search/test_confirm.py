@@ -1,7 +1,10 @@
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
 import pytest
+import torch
 from optuna.distributions import FloatDistribution
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
@@ -9,10 +12,14 @@ from optuna.trial import TrialState
 from data.dataset import load_dataset
 from data.errors import UserError
 from data.split import split_for_training
-from search.confirm import _difference, missing, plan, prepare_confirmation
+from model.train import build_model, parse_hyperparameters
+from search.confirm import _difference, judge, missing, plan, prepare_confirmation
 from search.prepare import Prepared
+from search.run_confirm import describe_confirmation
+from studies.checkpoints import Checkpoint, CheckpointDirectory
 from studies.config import load_study_file
-from studies.results import CONFIRMS, SEED
+from studies.confirmation import Confirmation
+from studies.results import CONFIRMS, DIVERGED, SEED
 from studies.storage import open_storage
 from studies.study import OpenedStudy, create_or_continue
 
@@ -111,6 +118,104 @@ def test_more_seeds_add_to_an_earlier_confirmation(storage: RDBStorage, searched
     opened = prepare_confirmation(storage, searched, plan(searched.opened, top=1, seeds=3)).opened
     assert len(_waiting(opened)) == 6
     assert opened.config.budget.trials == 6
+    assert opened.config.checkpoints.keep == 6, "or what is judged at the end would be removed"
+
+
+def test_fewer_seeds_withdraw_what_an_interrupted_confirmation_left(
+    storage: RDBStorage, searched: Prepared
+) -> None:
+    prepare_confirmation(storage, searched, plan(searched.opened, top=3, seeds=3))
+    fewer = plan(searched.opened, top=1, seeds=1)
+    opened = prepare_confirmation(storage, searched, fewer).opened
+    assert _waiting(opened) == [(item.trial, item.seed) for item in fewer]
+    assert opened.config.budget.trials == 2
+
+
+def test_two_commands_at_once_leave_a_confirmation_that_can_end(
+    storage: RDBStorage, searched: Prepared
+) -> None:
+    retrainings = plan(searched.opened, top=1, seeds=1)
+    opened = prepare_confirmation(storage, searched, retrainings).opened
+    for item in retrainings:
+        opened.study.enqueue_trial(
+            dict(item.parameters), user_attrs={CONFIRMS: item.trial, SEED: item.seed}
+        )
+    for _ in retrainings:
+        opened.study.tell(opened.study.ask(), 0.5)
+    assert missing(opened, retrainings) == 0, "its twin, which waits, does not hide what has ended"
+    again = prepare_confirmation(storage, searched, retrainings).opened
+    assert again.config.budget.trials == 4
+
+
+def test_another_study_of_the_same_name_is_not_confirmed_by_old_retrainings(
+    storage: RDBStorage, searched: Prepared
+) -> None:
+    retrainings = plan(searched.opened, top=1, seeds=1)
+    prepare_confirmation(storage, searched, retrainings)
+    another = replace(searched, opened=replace(searched.opened, identity="new"))
+    with pytest.raises(UserError, match="'quickstart-confirm' confirms an earlier study"):
+        prepare_confirmation(storage, another, retrainings)
+
+
+def _ended(
+    storage: RDBStorage, searched: Prepared, values: list[float | None], directory: Path
+) -> Callable[[], Confirmation]:
+    """What judges retrainings of the best and the notebook's, with these values in turn.
+
+    None has diverged. The models are untrained.
+    """
+    retrainings = plan(searched.opened, top=1, seeds=len(values) // 2)
+    confirming = prepare_confirmation(storage, searched, retrainings)
+    checkpoints = CheckpointDirectory(directory)
+    weights = build_model(parse_hyperparameters({"width": 8}), 10).state_dict()
+    for number, value in enumerate(values):
+        trial = confirming.opened.study.ask()
+        if value is None:
+            trial.set_user_attr(DIVERGED, "it was too fast")
+            confirming.opened.study.tell(trial, state=TrialState.PRUNED)
+        else:
+            trial.suggest_categorical("width", [8])
+            checkpoints.save(number, Checkpoint(weights, 1, value))
+            confirming.opened.study.tell(trial, value)
+    assert missing(confirming.opened, retrainings) == 0
+    return lambda: judge(searched.opened, confirming, retrainings, checkpoints, torch.device("cpu"))
+
+
+def test_what_lost_a_seed_counts_less_and_has_no_interval(
+    storage: RDBStorage, searched: Prepared, tmp_path: Path
+) -> None:
+    found = _ended(storage, searched, [0.6, 0.3, None, 0.5], tmp_path)()
+    assert found.winner.trial == 0
+    assert (found.winner.mean, found.winner.diverged) == (0.4, 0)
+    assert (found.candidates[1].mean, found.candidates[1].diverged) == (0.3, 1)
+    assert found.test is not None
+    assert found.test.seeds == 2
+    assert found.baseline is None, "it is the winner itself"
+
+    assert "trial 2: 30.00% ± 42.43% (1 diverged, counted as 0)" in describe_confirmation(found)
+
+
+def test_an_answer_that_was_given_is_kept(
+    storage: RDBStorage, searched: Prepared, tmp_path: Path
+) -> None:
+    ask = _ended(storage, searched, [0.6, 0.3, 0.5, None], tmp_path)
+    found = ask()
+    assert found.winner.trial == 2
+    assert found.baseline is not None
+    assert (found.baseline.seeds, found.difference) == (1, None)
+    shown = describe_confirmation(found)
+    assert f"test accuracy {found.baseline.mean:.2%} (of the 1 that did not diverge)" in shown
+    for file in tmp_path.glob("*.safetensors"):
+        file.unlink()
+    assert ask() == found
+
+
+def test_without_a_survivor_there_is_no_winner(
+    storage: RDBStorage, searched: Prepared, tmp_path: Path
+) -> None:
+    ask = _ended(storage, searched, [None, None], tmp_path)
+    with pytest.raises(UserError, match="every retraining diverged"):
+        ask()
 
 
 def test_the_interval_of_a_difference_is_welchs() -> None:

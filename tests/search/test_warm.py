@@ -8,7 +8,6 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
 from data.errors import UserError
-from search.confirm import CONFIRMATION
 from search.prepare import first_trials
 from search.sampler import CurveGPSampler
 from search.samplers import make_sampler
@@ -21,6 +20,7 @@ from search.warm import (
     plan_warm_start,
 )
 from studies.config import StudyConfig, load_study_file, parse_study
+from studies.confirmation import CONFIRMATION, SEARCHED
 from studies.results import DIVERGED
 from studies.storage import open_storage
 from studies.study import OpenedStudy, create_or_continue, started_from
@@ -121,8 +121,25 @@ def test_what_is_tried_anyway_is_not_tried_twice(storage: RDBStorage) -> None:
 
 
 def test_a_confirmed_winner_comes_first(storage: RDBStorage, old: OpenedStudy) -> None:
-    confirming, _ = create_or_continue(storage, config("old-confirm", EARLIER_SPACE), DIGEST, [])
-    candidate = {"trial": 0, "claimed": 0.4, "mean": 0.45, "std": None}
+    confirm(storage, old.identity)
+    starts = plan_warm_start(storage, new()).starts
+    assert [start["learning_rate"] for start in starts] == [0.01, 0.5, 0.02]
+
+
+def test_the_winner_of_an_earlier_study_of_the_name_does_not_count(
+    storage: RDBStorage, old: OpenedStudy
+) -> None:
+    confirm(storage, "of another study")
+    starts = plan_warm_start(storage, new()).starts
+    assert starts[0]["learning_rate"] == 0.5
+
+
+def confirm(storage: RDBStorage, identity: str) -> None:
+    """Let trial 0 be the confirmed winner of the study of that identity."""
+    confirming, _ = create_or_continue(
+        storage, config("old-confirm", EARLIER_SPACE), DIGEST, [], {SEARCHED: identity}
+    )
+    candidate = {"trial": 0, "claimed": 0.4, "mean": 0.45, "std": None, "diverged": 0}
     result = {
         "candidates": [candidate],
         "winner": candidate,
@@ -134,8 +151,6 @@ def test_a_confirmed_winner_comes_first(storage: RDBStorage, old: OpenedStudy) -
         "difference": None,
     }
     confirming.study.set_user_attr(CONFIRMATION, {"asked": [], "result": result})
-    starts = plan_warm_start(storage, new()).starts
-    assert [start["learning_rate"] for start in starts] == [0.01, 0.5, 0.02]
 
 
 def test_finished_trials_that_are_points_of_the_new_space_come_along_and_stay(

@@ -227,10 +227,13 @@ def test_an_objective_of_one_s_own_is_not_trained_anew(
     assert not (tmp_path / "best").exists()
 
 
-def test_a_worker_runs_no_code_that_only_the_database_names(
+def test_no_command_runs_code_that_only_the_database_names(
     hpsearch: Hpsearch, own_study: Path
 ) -> None:
     hpsearch("run", own_study, "--workers", 1)
+    confirmed = hpsearch("confirm", "own")
+    assert confirmed.returncode == 2
+    assert "give its study file instead of its name" in confirmed.stderr
     refused = hpsearch("worker", "own")
     assert refused.returncode == 2
     assert "--allow-objective objectives:curve" in refused.stderr

@@ -1,0 +1,126 @@
+"""Training a recorded trial again: is its learning curve what it was?"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from optuna.storages import RDBStorage
+
+from data.errors import UserError
+from model.train import train
+from model.trial import Diverged, EpochResult, TrialContext
+from search.device import device_name, taken_device
+from search.prepare import join
+from studies.config import DEFAULT_OBJECTIVE
+from studies.results import DEVICE, SEED, THREADS, record
+from studies.study import VERSIONS, OpenedStudy, open_study, versions
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """A trial's two learning curves: validation accuracy after each epoch, in [0, 1]."""
+
+    trial: int
+    recorded: tuple[float, ...]
+    replayed: tuple[float, ...]
+    """Shorter, if it diverged."""
+    differences: tuple[str, ...]
+    """What is not as it was, and may explain another curve: device, threads, versions."""
+
+    @property
+    def identical(self) -> bool:
+        """Bit for bit."""
+        return self.recorded == self.replayed
+
+
+def replay_trial(
+    storage: RDBStorage, name: str, number: int, root: Path, source: str | None = None
+) -> Replay:
+    """Train a trial again, with its seed and for as many epochs as it has reported.
+
+    On a CPU with the threads that its worker had, the same versions give the same curve bit for
+    bit; nothing of it is recorded.
+
+    Args:
+        source: where this machine has the data, if not where the study says.
+
+    Raises:
+        UserError: no such trial, it has reported nothing, or its objective is of the user's own.
+    """
+    opened = open_study(storage, name)
+    config = opened.config
+    if config.trial.objective != DEFAULT_OBJECTIVE:
+        raise UserError(
+            f"study {name!r} runs {config.trial.objective!r}: only trials of "
+            f"{DEFAULT_OBJECTIVE!r} can be replayed"
+        )
+    trials = opened.study.get_trials(deepcopy=False)
+    if not 0 <= number < len(trials):
+        raise UserError(f"study {name!r} has no trial {number}; it has {len(trials)}, from 0 on")
+    trial = trials[number]
+    recorded = record(trial).accuracies
+    if not recorded or SEED not in trial.user_attrs:
+        raise UserError(f"study {name!r}: trial {number} has not finished an epoch yet")
+    prepared = join(storage, name, root, source)
+    threads = trial.user_attrs.get(THREADS)
+    with taken_device(root) as device:
+        if threads and device.type == "cpu":
+            torch.set_num_threads(threads)
+        logger.info("trial %d again, on %s: %s", number, device, trial.params)
+        context = TrialContext(
+            prepared.data.to(device),
+            device,
+            config.trial.epochs,
+            trial.user_attrs[SEED],
+            config.trial.precision,
+        )
+        replayed = tuple(
+            result.validation_accuracy
+            for result in _until_it_diverges(train(trial.params, context), len(recorded))
+        )
+        differences = tuple(_differences(opened, number, device))
+    return Replay(number, recorded, replayed, differences)
+
+
+def _until_it_diverges(results: Iterator[EpochResult], epochs: int) -> Iterator[EpochResult]:
+    try:
+        for result in islice(results, epochs):
+            logger.info("epoch %d: %.2f%%", result.epoch, 100 * result.validation_accuracy)
+            yield result
+    except Diverged as error:
+        logger.warning("it diverged: %s", error)
+
+
+def _differences(opened: OpenedStudy, number: int, device: torch.device) -> Iterator[str]:
+    attributes = opened.study.get_trials(deepcopy=False)[number].user_attrs
+    now = {DEVICE: device_name(device), THREADS: torch.get_num_threads()}
+    then = {key: attributes.get(key, "not recorded") for key in now}
+    for key, value in {**now, **versions()}.items():
+        before = then.get(key) or opened.study.user_attrs[VERSIONS].get(key, "not recorded")
+        if before != value:
+            yield f"{key}: then {before}, now {value}"
+
+
+def describe_replay(replay: Replay) -> str:
+    """Both curves, and what they have in common, for people."""
+    lines = ["epoch  recorded  replayed"]
+    for epoch, before in enumerate(replay.recorded, start=1):
+        after = replay.replayed[epoch - 1] if epoch <= len(replay.replayed) else None
+        shown = "-" if after is None else f"{after:.2%}"
+        lines.append(f"{epoch:5}  {before:>8.2%}  {shown:>8}")
+    if replay.identical:
+        lines.append(f"trial {replay.trial}: identical, bit for bit")
+    else:
+        pairs = zip(replay.recorded, replay.replayed, strict=False)
+        largest = max((abs(first - second) for first, second in pairs), default=0.0)
+        lines.append(
+            f"trial {replay.trial}: not identical; the largest difference is "
+            f"{100 * largest:.2f} points"
+        )
+    lines += [f"  {difference}" for difference in replay.differences]
+    return "\n".join(lines)

@@ -1,0 +1,124 @@
+"""`hpsearch confirm`: the best configurations again with new seeds, and which of them wins."""
+
+from collections.abc import Sequence
+
+from optuna.storages import RDBStorage
+from rich.console import Console
+
+from search.confirm import Retraining, judge, missing, plan, prepare_confirmation
+from search.export import any_device
+from search.launch import Interruptions
+from search.objective import load_objective
+from search.prepare import Prepared, join
+from search.run import RunOptions, announce, start_workers, watch
+from search.run_export import export_confirmed
+from search.worker import checkpoint_directory
+from studies.confirmation import Confirmation, TestResult
+from studies.study import OpenedStudy, check_objective, open_study
+
+
+def confirm_study(
+    storage: RDBStorage,
+    name: str,
+    options: RunOptions,
+    source: str | None,
+    top: int,
+    seeds: int,
+    trusted_objective: str | None,
+) -> int:
+    """Run `hpsearch confirm`: train the best configurations again, judge them, export the winner.
+
+    Args:
+        trusted_objective: that of the study file, if STUDY was one; what only the database names
+            is not imported.
+
+    Returns:
+        The exit code: 0, 1 if a retraining failed, 128 + signal if interrupted.
+
+    Raises:
+        UserError: no such study, no complete trial, an objective that is not trusted, or the data
+            here are not those of the study.
+    """
+    console = Console(soft_wrap=True)
+    opened = open_study(storage, name)
+    check_objective(opened.config, trusted_objective)
+    retrainings = plan(opened, top, seeds)
+    searched = join(storage, name, options.root, source)
+    load_objective(searched.opened.config.trial.objective)
+    prepared = prepare_confirmation(storage, searched, retrainings)
+    announce(console, prepared, options.url)
+    interruptions = Interruptions()
+    interruptions.install()
+    troubles: list[str] = []
+    if missing(prepared.opened, retrainings):
+        here = source or prepared.opened.config.data.source
+        workers = start_workers(prepared.opened, options, here, console.is_terminal)
+        troubles = watch(console, prepared.opened, storage, options, workers, interruptions)
+    for trouble in troubles:
+        console.print(trouble, style="red", highlight=False, markup=False)
+    if interruptions.received:
+        console.print(f"stopped; to continue: {options.command}", highlight=False, markup=False)
+        return interruptions.exit_code
+    lacking = missing(prepared.opened, retrainings)
+    if lacking:
+        console.print(
+            f"{lacking} of {len(retrainings)} retrainings failed; to repeat them: "
+            f"{options.command}",
+            highlight=False,
+            markup=False,
+        )
+        return 1
+    return _finish_confirmation(console, searched.opened, prepared, options, retrainings)
+
+
+def _finish_confirmation(
+    console: Console,
+    searched: OpenedStudy,
+    prepared: Prepared,
+    options: RunOptions,
+    retrainings: Sequence[Retraining],
+) -> int:
+    checkpoints = checkpoint_directory(prepared.opened, options.root)
+    device = any_device()
+    confirmation = judge(searched, prepared, retrainings, checkpoints, device)
+    output = searched.directory(options.root) / "confirmed"
+    export_confirmed(prepared, confirmation, options.root, output, device)
+    console.print(describe_confirmation(confirmation), highlight=False, markup=False)
+    console.print(f"model: {output}", highlight=False, markup=False)
+    return 0
+
+
+def describe_confirmation(confirmation: Confirmation) -> str:
+    """What retraining has shown, for people."""
+
+    def spread(mean: float, std: float | None) -> str:
+        return f"{mean:.2%}" if std is None else f"{mean:.2%} ± {std:.2%}"
+
+    winner = confirmation.winner
+    seeds = f"{confirmation.seeds} seeds" if confirmation.seeds > 1 else "1 seed"
+    lines = [f"validation accuracy over {seeds} (mean ± standard deviation):"]
+    for item in confirmation.candidates:
+        claim = "" if item.claimed is None else f", the search had claimed {item.claimed:.2%}"
+        lost = f" ({item.diverged} diverged, counted as 0)" if item.diverged else ""
+        lines.append(f"  trial {item.trial}: {spread(item.mean, item.std)}{lost}{claim}")
+    lines.append(f"confirmed: trial {winner.trial}")
+    if winner.claimed is not None:
+        lines.append(
+            f"  claimed minus confirmed: {100 * (winner.claimed - winner.mean):+.2f} points"
+        )
+
+    def on_test(result: TestResult) -> str:
+        lost = confirmation.seeds - result.seeds
+        of = f" (of the {result.seeds} that did not diverge)" if lost else ""
+        return f"test accuracy {spread(result.mean, result.std)}{of}"
+
+    if confirmation.test:
+        lines.append(f"  {on_test(confirmation.test)}")
+    if confirmation.baseline:
+        lines.append(f"  the notebook's configuration: {on_test(confirmation.baseline)}")
+    if confirmation.difference:
+        mean, low, high = (100 * value for value in confirmation.difference)
+        lines.append(
+            f"  difference {mean:+.2f} points, 95% confidence interval {low:+.2f} to {high:+.2f}"
+        )
+    return "\n".join(lines)

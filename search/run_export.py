@@ -1,0 +1,73 @@
+"""`hpsearch export`: the confirmed model, or that of the best trial, or one trained anew."""
+
+import logging
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from optuna.storages import RDBStorage
+
+from search.device import taken_device
+from search.export import Exported, any_device, best_record, export_best, export_trial
+from search.prepare import Prepared, join
+from search.retrain import check_retrainable, export_retrained
+from studies.confirmation import Confirmation, confirmation_of, confirming_name
+from studies.export import check_output
+from studies.results import record
+from studies.study import open_study
+
+logger = logging.getLogger(__name__)
+
+
+def export_study(
+    storage: RDBStorage,
+    name: str,
+    root: Path,
+    output: Path,
+    source: str | None,
+    on_validation_too: bool = False,
+) -> Exported:
+    """Run `hpsearch export`: the confirmed model if there is one, else that of the best trial.
+
+    Args:
+        on_validation_too: train that configuration anew, on training and validation images.
+
+    Raises:
+        Diverged: so trained, it diverged, and nothing was written.
+    """
+    opened = open_study(storage, name)
+    best = best_record(opened)  # Says so before the data are read if there is none.
+    if on_validation_too:
+        check_retrainable(opened.config)
+        check_output(output)
+    confirmation = confirmation_of(opened)
+    if confirmation:
+        if all(best.number != candidate.trial for candidate in confirmation.candidates):
+            logger.warning(
+                "trial %d, which the search has found since, is better than what was confirmed; "
+                "to include it: hpsearch confirm %s",
+                best.number,
+                name,
+            )
+        prepared = join(storage, confirming_name(name), root, source)
+        if not on_validation_too:
+            return export_confirmed(prepared, confirmation, root, output, any_device())
+        best = record(prepared.opened.study.get_trials(deepcopy=False)[confirmation.trial])
+    else:
+        prepared = join(storage, name, root, source)
+        if not on_validation_too:
+            return export_best(prepared, root, output, any_device())
+    with taken_device(root) as device:
+        shown = asdict(confirmation) if confirmation else None
+        return export_retrained(prepared, best, output, device, shown)
+
+
+def export_confirmed(
+    prepared: Prepared,
+    confirmation: Confirmation,
+    root: Path,
+    output: Path,
+    device: torch.device,
+) -> Exported:
+    best = record(prepared.opened.study.get_trials(deepcopy=False)[confirmation.trial])
+    return export_trial(prepared, best, root, output, device, asdict(confirmation))

@@ -1,0 +1,88 @@
+"""What retraining the best configurations of a study has shown, as it is kept."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from studies.study import OpenedStudy, exists, open_study
+
+# Attributes of the confirming study.
+CONFIRMATION = "confirmation"
+SEARCHED = "searched"
+"""The identity of the study that it confirms."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A configuration that was trained with several seeds."""
+
+    trial: int
+    """Its number in the search."""
+    claimed: float | None
+    """What the search reported for it: validation accuracy in [0, 1]; None if it was pruned."""
+    mean: float
+    """Validation accuracy over the seeds. A retraining that diverged counts as 0."""
+    std: float | None
+    """Sample standard deviation; None of a single seed."""
+    diverged: int
+    """With so many of the seeds."""
+
+
+@dataclass(frozen=True, slots=True)
+class TestResult:
+    """Accuracy on the test images, in [0, 1], over the seeds that did not diverge."""
+
+    mean: float
+    std: float | None
+    seeds: int
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmation:
+    """What the retrainings showed."""
+
+    candidates: tuple[Candidate, ...]
+    """Best first; the notebook's configuration is among them."""
+    winner: Candidate
+    trial: int
+    """The winner's best retraining, whose model is exported: its number in the confirming study."""
+    parameters: Mapping[str, Any]
+    seeds: int
+    test: TestResult | None
+    """None for an objective of the user's own."""
+    baseline: TestResult | None
+    """Of the notebook's configuration, if the search had it and it is not the winner."""
+    difference: tuple[float, float, float] | None
+    """Winner's test accuracy minus the baseline's, and its confidence interval (Welch).
+
+    None if either lost a seed: the mean of those that are left is better than what is expected."""
+
+
+def confirming_name(name: str) -> str:
+    """The name of the study that confirms a study."""
+    return f"{name}-confirm"
+
+
+def from_json(document: Mapping[str, Any]) -> Confirmation:
+    return Confirmation(
+        candidates=tuple(Candidate(**item) for item in document["candidates"]),
+        winner=Candidate(**document["winner"]),
+        trial=document["trial"],
+        parameters=document["parameters"],
+        seeds=document["seeds"],
+        test=TestResult(**document["test"]) if document["test"] else None,
+        baseline=TestResult(**document["baseline"]) if document["baseline"] else None,
+        difference=tuple(document["difference"]) if document["difference"] else None,
+    )
+
+
+def confirmation_of(opened: OpenedStudy) -> Confirmation | None:
+    """The confirmation of a study, if there is one; not of another study that had its name."""
+    name = confirming_name(opened.config.name)
+    if not exists(opened.storage, name):
+        return None
+    attributes = open_study(opened.storage, name).study.user_attrs
+    stored = attributes.get(CONFIRMATION)
+    if stored is None or attributes.get(SEARCHED) != opened.identity:
+        return None
+    return from_json(stored["result"])

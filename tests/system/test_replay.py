@@ -1,0 +1,63 @@
+"""`hpsearch replay`, with the real command."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import optuna
+
+from studies.storage import open_storage
+from studies.study import open_study
+
+Hpsearch = Callable[..., subprocess.CompletedProcess[str]]
+
+STUDY = """
+name = "tiny"
+[data]
+validation_fraction = 0.5
+[trial]
+epochs = 2
+[space]
+learning_rate = [1e-2]
+width = 4
+augmentation = "flip+crop+cutout"
+[budget]
+trials = 1
+"""
+
+
+def test_a_trial_is_the_same_again_and_another_curve_is_told_from_it(
+    hpsearch: Hpsearch, tmp_path: Path
+) -> None:
+    (tmp_path / "tiny.toml").write_text(STUDY)
+    url = f"sqlite:///{tmp_path / 'a.db'}"
+    searched = hpsearch("run", "tiny.toml", "--workers", 2, HPSEARCH_STORAGE=url)
+    assert searched.returncode == 0, searched.stderr
+
+    again = hpsearch("replay", "tiny", "--trial", 0, "--json", HPSEARCH_STORAGE=url)
+    assert again.returncode == 0, again.stderr
+    found = json.loads(again.stdout)
+    assert found["identical"]
+    assert len(found["replayed"]) == 2
+    assert found["differences"] == []
+
+    study = open_study(open_storage(url), "tiny").study
+    (trial,) = study.get_trials()
+    study.add_trial(
+        optuna.create_trial(
+            value=0.5,
+            params=trial.params,
+            distributions=trial.distributions,
+            user_attrs={**trial.user_attrs, "device": "NVIDIA A100"},
+            intermediate_values={1: trial.intermediate_values[1], 2: 0.5},
+        )
+    )
+    other = hpsearch("replay", "tiny", "--trial", 1, HPSEARCH_STORAGE=url)
+    assert other.returncode == 1
+    assert "trial 1: not identical; the largest difference is" in other.stdout
+    assert "device: then NVIDIA A100, now cpu" in other.stdout
+
+    unknown = hpsearch("replay", "tiny", "--trial", 7, HPSEARCH_STORAGE=url)
+    assert unknown.returncode == 2
+    assert unknown.stderr.strip() == "hpsearch: study 'tiny' has no trial 7; it has 2, from 0 on"
