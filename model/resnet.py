@@ -2,15 +2,18 @@
 
 He et al., "Deep Residual Learning for Image Recognition", 2016, in the form that is usual for
 CIFAR: a 3x3 stem without pooling, and strides 1-2-2-2 in the four stages. As in the notebook that
-the project began with, a 4x4 max-pool (not an average) precedes the classifier.
+the project began with, a 4x4 max-pool precedes the classifier; an average is the usual choice.
 """
 
+import torch
 from torch import Tensor, nn
 
 from model.layers import TORCH, Layers
 
 BLOCKS_PER_STAGE = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 STRIDES = (1, 2, 2, 2)
+POOLINGS = ("max", "average")
+INITIALIZATIONS = ("default", "zero-residual", "dirac")
 
 
 def convolution(
@@ -55,6 +58,13 @@ class Block(nn.Module):
         return output
 
 
+class AveragePool(nn.Module):
+    """The mean of each feature over the image."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features.mean(dim=(2, 3), keepdim=True)
+
+
 class ResNet(nn.Module):
     """Normalised images of shape (N, 3, 32, 32) to logits of shape (N, classes).
 
@@ -64,9 +74,12 @@ class ResNet(nn.Module):
         width: channels of the stem and the first stage; each further stage doubles them.
         dropout: probability of dropping a feature before the classifier.
         layers: what it is made of; the weights do not depend on it.
+        pooling: of each feature before the classifier, one of `POOLINGS`.
+        logit_scale: the logits are times this, as in Page, "How to Train Your ResNet", 2018.
+        batch_norm_momentum: the weight of the latest batch in the running statistics.
 
     Raises:
-        ValueError: `depth` is none of these.
+        ValueError: `depth` or `pooling` is none of these.
     """
 
     def __init__(
@@ -76,10 +89,16 @@ class ResNet(nn.Module):
         width: int = 64,
         dropout: float = 0.0,
         layers: Layers = TORCH,
+        pooling: str = "max",
+        logit_scale: float = 1.0,
+        batch_norm_momentum: float = 0.1,
     ) -> None:
         super().__init__()
         if depth not in BLOCKS_PER_STAGE:
             raise ValueError(f"depth must be one of {sorted(BLOCKS_PER_STAGE)}, but is {depth}")
+        if pooling not in POOLINGS:
+            raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, but is {pooling!r}")
+        self.logit_scale = logit_scale
         expansion = 4 if depth == 50 else 1
         self.stem = nn.Sequential(convolution(layers, 3, width, 3), nn.ReLU(inplace=True))
         stages = []
@@ -93,10 +112,40 @@ class ResNet(nn.Module):
                 inputs = channels * expansion
             stages.append(nn.Sequential(*blocks))
         self.stages = nn.Sequential(*stages)
+        pool = layers.pooling(4) if pooling == "max" else AveragePool()
         self.head = nn.Sequential(
-            layers.pooling(4), nn.Flatten(), nn.Dropout(dropout), layers.linear(inputs, classes)
+            pool, nn.Flatten(), nn.Dropout(dropout), layers.linear(inputs, classes)
         )
+        for module in self.modules():
+            if isinstance(module, layers.normalisation):
+                module.momentum = batch_norm_momentum  # type: ignore[assignment]
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.head(self.stages(self.stem(images)))
-        return logits
+        return logits * self.logit_scale
+
+
+@torch.no_grad()
+def initialize(model: ResNet, initialization: str) -> None:
+    """Change the first weights from those of `torch.nn` to others.
+
+    Args:
+        initialization: `default` leaves them; `zero-residual` has each block begin as its shortcut
+            (Goyal et al., "Accurate, Large Minibatch SGD", 2017, section 5.1); `dirac` has the
+            first filters of each convolution hand on their input (as airbench, Jordan, 2024).
+
+    Raises:
+        ValueError: `initialization` is none of `INITIALIZATIONS`.
+    """
+    if initialization == "zero-residual":
+        for block in model.modules():
+            if isinstance(block, Block):
+                nn.init.zeros_(block.residual[-1].get_parameter("1.weight"))
+    elif initialization == "dirac":
+        for weight in model.parameters():
+            if weight.ndim == 4:
+                nn.init.dirac_(weight[: weight.shape[1]])
+    elif initialization != "default":
+        raise ValueError(
+            f"initialization must be one of {', '.join(INITIALIZATIONS)}, but is {initialization!r}"
+        )

@@ -1,19 +1,28 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
 from data.augment import (
-    AUGMENTATIONS,
-    CROP_PADDING,
+    CROP_SHIFT,
     CUTOUT_SIZE,
+    PARTS,
+    SMALL_CROP_SHIFT,
     augment,
     crop,
     cutout,
+    draw_first_flips,
     flip,
+    is_augmentation,
     jitter,
+    mirrored_in,
     resized_crop,
+    small_crop,
 )
+
+AUGMENTATIONS = ("none", "flip+crop", "flip+crop+cutout", "flip+crop2+trivial", *PARTS)
 
 
 def seeded(seed: int = 0) -> Generator:
@@ -25,13 +34,14 @@ def images() -> Tensor:
     return torch.rand(64, 3, 32, 32, generator=seeded(1))
 
 
+HALF = torch.arange(64) % 2 == 0
 VARIANTS = [(name, color_jitter) for name in AUGMENTATIONS for color_jitter in (False, True)]
 
 
 @pytest.mark.parametrize(("name", "color_jitter"), VARIANTS)
 def test_shape_type_and_range_are_kept(images: Tensor, name: str, color_jitter: bool) -> None:
     before = images.clone()
-    augmented = augment(images, name, color_jitter, seeded())
+    augmented = augment(images, name, color_jitter, seeded(), HALF)
     assert augmented.shape == images.shape
     assert augmented.dtype == images.dtype
     assert 0 <= augmented.min() <= augmented.max() <= 1
@@ -40,17 +50,18 @@ def test_shape_type_and_range_are_kept(images: Tensor, name: str, color_jitter: 
 
 @pytest.mark.parametrize(("name", "color_jitter"), VARIANTS)
 def test_the_generator_decides(images: Tensor, name: str, color_jitter: bool) -> None:
-    first, again, other = (augment(images, name, color_jitter, seeded(s)) for s in (0, 0, 1))
+    first, again, other = (augment(images, name, color_jitter, seeded(s), HALF) for s in (0, 0, 1))
     assert torch.equal(first, again)
-    if (name, color_jitter) != ("none", False):
+    if color_jitter or name not in ("none", "alternating-flip"):
         assert not torch.equal(first, other)
 
 
 @pytest.mark.parametrize(("name", "color_jitter"), VARIANTS)
 def test_each_image_is_drawn_for_by_itself(name: str, color_jitter: bool) -> None:
     alike = torch.rand(1, 3, 32, 32, generator=seeded(1)).expand(64, -1, -1, -1)
-    different = {image.numpy().tobytes() for image in augment(alike, name, color_jitter, seeded())}
-    expected = {"none": 1, "flip": 2}.get(name, 30)
+    augmented = augment(alike, name, color_jitter, seeded(), HALF)
+    different = {image.numpy().tobytes() for image in augmented}
+    expected = {"none": 1, "flip": 2, "alternating-flip": 2, "crop2": 15}.get(name, 25)
     assert len(different) >= (30 if color_jitter else expected)
 
 
@@ -66,20 +77,49 @@ def test_flip_mirrors_about_half_of_the_images(images: Tensor) -> None:
     assert 16 < int(mirrored.sum()) < 48
 
 
-def test_crop_takes_a_window_of_the_reflected_image(images: Tensor) -> None:
-    padded = functional.pad(images, [CROP_PADDING] * 4, mode="reflect")
+def test_alternating_flip_mirrors_half_at_first_and_then_each_in_every_second_epoch(
+    images: Tensor,
+) -> None:
+    first_flips = draw_first_flips(64, 0, torch.device("cpu"))
+    assert 16 < int(first_flips.sum()) < 48
+    one, two, three = (
+        augment(images, "alternating-flip", False, seeded(), mirrored_in(epoch, first_flips))
+        for epoch in (1, 2, 3)
+    )
+    for image, flipped, first, second in zip(images, first_flips, one, two, strict=True):
+        assert torch.equal(first, image.flip(2) if flipped else image)
+        assert torch.equal(second, image if flipped else image.flip(2))
+    assert torch.equal(one, three)
+
+
+def test_the_seed_decides_which_images_alternating_flip_mirrors_first() -> None:
+    first, again, other = (draw_first_flips(64, seed, torch.device("cpu")) for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_alternating_flip_has_to_know_which_images(images: Tensor) -> None:
+    with pytest.raises(ValueError, match="alternating-flip needs to know which images"):
+        augment(images, "alternating-flip", False, seeded())
+
+
+@pytest.mark.parametrize(("part", "shift"), [(crop, CROP_SHIFT), (small_crop, SMALL_CROP_SHIFT)])
+def test_crop_takes_a_window_of_the_reflected_image(
+    images: Tensor, part: Callable[[Tensor, Generator], Tensor], shift: int
+) -> None:
+    padded = functional.pad(images, [shift] * 4, mode="reflect")
     shifts = set()
-    for image, wide in zip(crop(images, seeded()), padded, strict=True):
+    for image, wide in zip(part(images, seeded()), padded, strict=True):
         found = [
             (row, column)
-            for row in range(2 * CROP_PADDING + 1)
-            for column in range(2 * CROP_PADDING + 1)
+            for row in range(2 * shift + 1)
+            for column in range(2 * shift + 1)
             if torch.equal(wide[:, row : row + 32, column : column + 32], image)
         ]
         assert len(found) == 1
         shifts.update(found)
-    assert {row for row, _ in shifts} == set(range(2 * CROP_PADDING + 1))
-    assert {column for _, column in shifts} == set(range(2 * CROP_PADDING + 1))
+    assert {row for row, _ in shifts} == set(range(2 * shift + 1))
+    assert {column for _, column in shifts} == set(range(2 * shift + 1))
 
 
 def test_cutout_greys_one_square(images: Tensor) -> None:
@@ -132,7 +172,14 @@ def test_jitter_changes_the_brightness_of_each_image_a_little() -> None:
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_a_batch_of_one_is_augmented_too(name: str) -> None:
-    assert augment(torch.rand(1, 3, 32, 32), name, True, seeded()).shape == (1, 3, 32, 32)
+    augmented = augment(torch.rand(1, 3, 32, 32), name, True, seeded(), HALF[:1])
+    assert augmented.shape == (1, 3, 32, 32)
+
+
+def test_an_augmentation_is_made_of_known_parts_each_once() -> None:
+    assert all(map(is_augmentation, AUGMENTATIONS))
+    for other in ("", "flip+", "crop+none", "flip+flip", "flip+mixup", "flip,crop", True, 2):
+        assert not is_augmentation(other), other
 
 
 def test_an_unknown_augmentation_is_an_error() -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torchvision.utils import save_image
 
 from data.dataset import CIFAR10_NORMALISATION
@@ -52,6 +52,20 @@ def test_a_model_from_scratch_predicts_what_one_of_torch_s_layers_does(folder: P
     images = torch.randn(2, 3, 32, 32)
     with torch.inference_mode():
         torch.testing.assert_close(load(folder).model(images), theirs(images))
+
+
+def test_a_model_of_another_recipe_is_rebuilt_from_its_description(folder: Path) -> None:
+    description = json.loads((folder / "trial.json").read_text())
+    recipe = {"pooling": "average", "logit_scale": 0.125, "initialization": "dirac"}
+    description["parameters"] |= {**recipe, "batch_norm_momentum": 0.4, "ema": 0.99}
+    (folder / "trial.json").write_text(json.dumps(description))
+    found = load(folder).model
+    expected = ResNet(2, width=4, pooling="average", logit_scale=0.125).eval()
+    expected.load_state_dict(found.state_dict())
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(found(images), expected(images))
+    weights = load_file(folder / "model.safetensors")
+    assert torch.equal(found.get_parameter("stem.0.0.weight"), weights["stem.0.0.weight"])
 
 
 @pytest.mark.parametrize("missing", ["model.safetensors", "trial.json"])

@@ -5,14 +5,18 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional
 
 from data.dataset import load_dataset
+from data.mix import Mixed
 from data.split import TrainingData, split_for_training
+from model.average import MovingAverage
 from model.evaluate import accuracy, logits
 from model.resnet import ResNet
 from model.train import (
     NOTEBOOK,
     build_model,
+    mixed_loss,
     parse_hyperparameters,
     train,
     uses_bfloat16,
@@ -74,14 +78,99 @@ def test_without_validation_images_the_accuracy_is_not_a_number(context: TrialCo
         assert one.training_loss == two.training_loss, "validation leaves the training alone"
 
 
-def test_the_seed_decides_everything(context: TrialContext) -> None:
-    parameters = {"augmentation": "flip+crop+cutout", "color_jitter": True, "dropout": 0.3}
+EVERYTHING = {
+    **{"optimizer": "muon", "schedule": "one-cycle-cosine", "peak_fraction": 0.1},
+    **{"momentum": 0.6, "weight_decay": 5e-4, "label_smoothing": 0.1, "ema": 0.99},
+    **{"augmentation": "alternating-flip+crop2+trivial+cutout", "color_jitter": True},
+    **{"mixing": "cutmix", "dropout": 0.3, "pooling": "average", "logit_scale": 0.125},
+    **{"initialization": "dirac", "batch_norm_momentum": 0.4},
+}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "precision"),
+    [
+        ({"augmentation": "flip+crop+cutout", "color_jitter": True, "dropout": 0.3}, "fp32"),
+        (EVERYTHING, "bf16"),
+        ({**EVERYTHING, "optimizer": "lion", "learning_rate": 1e-3, "mixing": "mixup"}, "fp32"),
+    ],
+    ids=["sgd", "muon", "lion"],
+)
+def test_the_seed_decides_everything(
+    context: TrialContext, parameters: dict[str, Any], precision: str
+) -> None:
+    context = replace(context, precision=precision)
     first, again = run(context, **parameters), run(context, **parameters)
     other = run(replace(context, seed=1), **parameters)
     for one, two, three in zip(first, again, other, strict=True):
         assert one.training_loss == two.training_loss != three.training_loss
         for name, tensor in one.weights.items():
             assert torch.equal(tensor, two.weights[name]), name
+
+
+def test_the_average_of_the_weights_is_what_is_evaluated_and_kept(
+    context: TrialContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 7 steps an epoch, those after 5 and 7 are averaged, with weights by hand."""
+    states: list[tuple[int, dict[str, torch.Tensor]]] = []
+    update = MovingAverage.update
+
+    def spy(average: MovingAverage, model: torch.nn.Module, steps: int) -> None:
+        states.append((steps, {k: v.clone() for k, v in model.state_dict().items()}))
+        update(average, model, steps)
+
+    monkeypatch.setattr(MovingAverage, "update", spy)
+    averaged, raw = run(context, ema=0.9), run(context)
+    assert [steps for steps, _ in states] == [5, 2, 5, 2]
+    for result, plain, last in zip(averaged, raw, (2, 4), strict=True):
+        assert result.training_loss == plain.training_loss, "the training is the same"
+        mean = {name: torch.zeros_like(tensor) for name, tensor in plain.weights.items()}
+        total = 0.0
+        for steps, state in states[:last]:
+            total = total * 0.9**steps + (1 - 0.9**steps)
+            for name, tensor in state.items():
+                if tensor.is_floating_point():
+                    mean[name] = mean[name] * 0.9**steps + tensor * (1 - 0.9**steps)
+        for name, tensor in result.weights.items():
+            if tensor.is_floating_point():
+                torch.testing.assert_close(tensor, mean[name] / total, msg=name)
+        model = build_model(parse_hyperparameters(SMALL), 10)
+        model.load_state_dict(dict(result.weights))
+        found = accuracy(model, context.data.validation, context.data.normalisation)
+        assert found == result.validation_accuracy
+    for name, tensor in raw[-1].weights.items():
+        assert torch.equal(tensor, states[-1][1][name]), "without it the last weights are kept"
+
+
+def test_with_fewer_steps_than_an_update_the_average_is_there_all_the_same(
+    context: TrialContext,
+) -> None:
+    averaged, raw = run(context, ema=0.99, batch_size=400), run(context, batch_size=400)
+    for name, tensor in averaged[0].weights.items():
+        assert torch.equal(tensor, raw[0].weights[name]), "the average of one state is that state"
+    assert not torch.equal(averaged[1].weights["head.3.weight"], raw[1].weights["head.3.weight"])
+
+
+def test_labels_are_mixed_as_the_images_are() -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
+    partners, shares = torch.tensor([1, 2, 3, 0]), torch.tensor([0.0, 0.25, 0.5, 1.0])
+    mixed = Mixed(torch.empty(4, 3, 32, 32), partners, shares)
+    ones = functional.one_hot(labels, 3).float()
+    targets = shares[:, None] * ones + (1 - shares[:, None]) * ones[partners]
+    for smoothing in (0.0, 0.2):
+        found = mixed_loss(logits, labels, mixed, smoothing)
+        # Cross-entropy takes whole distributions too, and smooths them.
+        expected = functional.cross_entropy(logits, targets, label_smoothing=smoothing)
+        torch.testing.assert_close(found, expected)
+
+
+def test_smoothed_labels_leave_some_probability_to_the_other_classes() -> None:
+    logits, labels = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
+    unmixed = Mixed(torch.empty(4, 3, 32, 32), None, None)
+    targets = 0.7 * functional.one_hot(labels, 3) + 0.3 / 3
+    expected = -(targets * logits.log_softmax(dim=1)).sum(dim=1).mean()
+    torch.testing.assert_close(mixed_loss(logits, labels, unmixed, 0.3), expected)
 
 
 def test_a_loss_that_is_not_finite_ends_the_trial_with_the_reason(context: TrialContext) -> None:
@@ -119,15 +208,29 @@ def test_the_defaults_are_the_notebook_s_configuration() -> None:
     assert (NOTEBOOK["schedule"], NOTEBOOK["weight_decay"]) == ("constant", 0.0)
     assert (NOTEBOOK["depth"], NOTEBOOK["width"], NOTEBOOK["dropout"]) == (18, 64, 0.0)
     assert NOTEBOOK["layers"] == "torch"
+    assert (NOTEBOOK["momentum"], NOTEBOOK["peak_fraction"]) == (0.9, 0.25), "as they were fixed"
+    assert (NOTEBOOK["label_smoothing"], NOTEBOOK["ema"], NOTEBOOK["mixing"]) == (0.0, 0.0, "none")
+    assert (NOTEBOOK["pooling"], NOTEBOOK["logit_scale"]) == ("max", 1.0)
+    assert (NOTEBOOK["initialization"], NOTEBOOK["batch_norm_momentum"]) == ("default", 0.1)
 
 
 @pytest.mark.parametrize(
     ("parameters", "said"),
     [
         ({"optimiser": "adam"}, "unknown hyperparameter 'optimiser'; known are learning_rate"),
-        ({"optimizer": "lion"}, "optimizer must be one of sgd, adam, .* but is 'lion'"),
-        ({"schedule": "cosine"}, "schedule must be one of constant, one-cycle, but is 'cosine'"),
-        ({"augmentation": "crop"}, "augmentation must be one of none, flip"),
+        ({"optimizer": "adan"}, "optimizer must be one of sgd, adam, .* but is 'adan'"),
+        ({"schedule": "cosine"}, "schedule must be one of constant, one-cycle, .* is 'cosine'"),
+        ({"augmentation": "flip+crop3"}, "augmentation must be one of none, flip, .* 'flip.crop3'"),
+        ({"mixing": "mix"}, "mixing must be one of none, mixup, cutmix, but is 'mix'"),
+        ({"pooling": "mean"}, "pooling must be one of max, average, but is 'mean'"),
+        ({"initialization": "zero"}, "initialization must be one of default, .* but is 'zero'"),
+        ({"momentum": 1.0}, "momentum must be from 0 to below 1, but is 1"),
+        ({"peak_fraction": 1.0}, "peak_fraction must be from 0 to below 1, but is 1"),
+        ({"label_smoothing": -0.1}, "label_smoothing must be from 0 to below 1, but is -0.1"),
+        ({"ema": True}, "ema must be a number, but is True"),
+        ({"ema": 1.0}, "ema must be from 0 to below 1, but is 1"),
+        ({"logit_scale": 0.0}, "logit_scale must be from 0.001 to below 1000, but is 0"),
+        ({"batch_norm_momentum": 0.0}, "batch_norm_momentum must be from 0.001 to below 1, but"),
         ({"color_jitter": 1}, "color_jitter must be true or false, but is 1"),
         ({"depth": 20}, "depth must be one of 18, 34, 50, but is 20"),
         ({"layers": "numpy"}, "layers must be one of torch, scratch, but is 'numpy'"),
