@@ -4,6 +4,7 @@ Every function takes and gives floating-point images of shape (N, 3, H, W) in [0
 device, and draws from a generator on that device.
 """
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -134,7 +135,7 @@ def cutout(images: Tensor, generator: Generator) -> Tensor:
 def resized_crop(images: Tensor, generator: Generator) -> Tensor:
     """Take a rectangle of random place, area and shape of each image and scale it to full size."""
     area = _uniform(images, *RESIZED_CROP_AREA, generator)
-    low, high = (torch.tensor(ratio).log().item() for ratio in RESIZED_CROP_RATIO)
+    low, high = map(math.log, RESIZED_CROP_RATIO)
     ratio = _uniform(images, low, high, generator).exp()
     # Sides as fractions of the image, of which 1 is the most.
     width = (area * ratio).sqrt().clamp(max=1)
@@ -158,13 +159,16 @@ def jitter(images: Tensor, generator: Generator) -> Tensor:
     def factor() -> Tensor:
         return _uniform(images, 1 - JITTER, 1 + JITTER, generator)[:, None, None, None]
 
-    # The weights of the colours in brightness, by ITU-R BT.601, as in torchvision and Pillow.
-    weights = torch.tensor([0.299, 0.587, 0.114], device=images.device, dtype=images.dtype)
     images = (images * factor()).clamp(0, 1)
-    mean = (images * weights[:, None, None]).sum(1, keepdim=True).mean((2, 3), keepdim=True)
+    mean = _grey(images).mean((2, 3), keepdim=True)
     images = (mean + (images - mean) * factor()).clamp(0, 1)
-    grey = (images * weights[:, None, None]).sum(1, keepdim=True)
+    grey = _grey(images)
     return (grey + (images - grey) * factor()).clamp(0, 1)
+
+
+def _grey(images: Tensor) -> Tensor:
+    """The brightness by ITU-R BT.601, as in torchvision and Pillow; shape (N, 1, H, W)."""
+    return 0.299 * images[:, :1] + 0.587 * images[:, 1:2] + 0.114 * images[:, 2:]
 
 
 def small_crop(images: Tensor, generator: Generator) -> Tensor:

@@ -50,6 +50,17 @@ class Split:
         """The images at `indices` (int64, shape (M,)), in that order."""
         return Split(self.images[indices], self.labels[indices])
 
+    def batch(self, indices: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The images and labels at `indices` (int64, shape (M,)), on a device."""
+        if self.images.device == device:
+            return self.images[indices], self.labels[indices]
+        chosen = self.select(indices.to(self.images.device))
+        # From pinned memory, so that the GPU need not be waited for.
+        return (
+            chosen.images.pin_memory().to(device, non_blocking=True),
+            chosen.labels.pin_memory().to(device, non_blocking=True),
+        )
+
     def to(self, device: torch.device) -> "Split":
         return Split(self.images.to(device), self.labels.to(device))
 

@@ -1,6 +1,8 @@
 """The exponential moving average of a model's weights."""
 
 import copy
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -33,6 +35,14 @@ class MovingAverage:
         self.model = copy.deepcopy(model)
         self.decay = decay
         self.steps = 0
+
+    def state(self) -> dict[str, Any]:
+        """What `load_state` takes to go on from here."""
+        return {"model": self.model.state_dict(), "steps": self.steps}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.steps = state["steps"]
 
     @torch.no_grad()
     def update(self, model: nn.Module, steps: int) -> None:

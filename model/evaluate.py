@@ -7,14 +7,15 @@ from torch import Tensor, nn
 
 from data.dataset import Normalisation, Split
 
-BATCH_SIZE = 1000  # images
+BATCH_SIZE = 1000  # images; fewer, if they do not fit into a GPU's memory
 
 
 def normalise(images: Tensor, normalisation: Normalisation) -> Tensor:
     """Float images of shape (N, 3, H, W) in [0, 1] to zero mean and unit variance."""
-    mean = torch.tensor(normalisation.mean, device=images.device, dtype=images.dtype)
-    std = torch.tensor(normalisation.std, device=images.device, dtype=images.dtype)
-    return (images - mean[:, None, None]) / std[:, None, None]
+    constants = torch.tensor([normalisation.mean, normalisation.std], dtype=images.dtype)
+    # Else a GPU would be waited for.
+    mean, std = constants.to(images.device, non_blocking=True)[..., None, None].unbind()
+    return (images - mean) / std
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -23,24 +24,39 @@ def to_float(images: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def logits(model: nn.Module, images: Tensor, normalisation: Normalisation) -> Tensor:
+def logits(
+    model: nn.Module, images: Tensor, normalisation: Normalisation, with_flips: bool = False
+) -> Tensor:
     """Logits of shape (N, classes) for uint8 images of shape (N, 3, 32, 32), in batches.
 
     In fp32 whatever the training used, so that another machine finds the same accuracy.
+
+    Args:
+        with_flips: the mean over each image and its mirror image, as in Page, "How to Train Your
+            ResNet", 2018.
     """
-    training = model.training
+    training, device = model.training, next(model.parameters()).device
     model.eval()
-    batches = [
-        model(normalise(to_float(batch), normalisation))
-        for batch in torch.split(images, BATCH_SIZE)
-    ]
+    size = BATCH_SIZE
+    batches: list[Tensor] = []
+    while (done := sum(map(len, batches))) < len(images):
+        try:
+            inputs = normalise(to_float(images[done : done + size].to(device)), normalisation)
+            outputs = model(inputs)
+            batches.append((outputs + model(inputs.flip(3))) / 2 if with_flips else outputs)
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise
+            size //= 2
     model.train(training)
     return torch.cat(batches)
 
 
-def accuracy(model: nn.Module, split: Split, normalisation: Normalisation) -> float:
+def accuracy(
+    model: nn.Module, split: Split, normalisation: Normalisation, with_flips: bool = False
+) -> float:
     """The fraction of images whose most likely class is their label, in [0, 1]; NaN of none."""
     if not len(split):
         return math.nan
-    predictions = logits(model, split.images, normalisation).argmax(dim=1)
-    return float((predictions == split.labels).double().mean())
+    predictions = logits(model, split.images, normalisation, with_flips).argmax(dim=1)
+    return float((predictions == split.labels.to(predictions.device)).double().mean())

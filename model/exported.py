@@ -13,8 +13,9 @@ from data.dataset import Normalisation
 from data.errors import UserError
 from data.images import read_image
 from model.evaluate import logits
+from model.hyperparameters import parse_hyperparameters
 from model.resnet import ResNet
-from model.train import build_model, parse_hyperparameters
+from model.train import build_model
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,6 +95,21 @@ FRACTIONAL = frozenset(field.name for field in fields(Hyperparameters) if field.
 """Those that are not whole numbers or choices."""
 NOTEBOOK: Mapping[str, Any] = asdict(Hyperparameters())
 """The configuration that the project began with: every study's own baseline."""
+REFERENCE: Mapping[str, Any] = {
+    **NOTEBOOK,
+    "optimizer": "sgd",
+    "learning_rate": 0.2,
+    "schedule": "one-cycle",
+    "peak_fraction": 0.2,
+    "batch_size": 256,
+    "weight_decay": 5e-4,
+    "label_smoothing": 0.1,
+    "ema": 0.998,
+    "augmentation": "alternating-flip+crop2",
+    "pooling": "average",
+}
+"""The best that is known for ten epochs, with which every search begins; see
+`tests/benchmarks/accuracy.py`."""
 
 
 def parse_hyperparameters(parameters: Mapping[str, Any]) -> Hyperparameters:

@@ -1,43 +1,34 @@
 """The default trial: a ResNet trained for some epochs on data that lie on the device."""
 
+import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from data.augment import augment, draw_first_flips, mirrored_in
-from data.mix import Mixed, mix
+from data.mix import mix
 from model.average import STEPS_BETWEEN_UPDATES, MovingAverage
 from model.evaluate import accuracy, normalise, to_float
-from model.hyperparameters import (
-    FRACTIONAL,
-    HYPERPARAMETER_NAMES,
-    NOTEBOOK,
-    Hyperparameters,
-    parse_hyperparameters,
-)
+from model.hyperparameters import Hyperparameters, parse_hyperparameters
 from model.layers import LAYERS
 from model.optimizers import make_optimizer, make_scheduler
+from model.precision import autocast, compute_dtype, prepare_cuda
 from model.resnet import ResNet, initialize
 from model.trial import Diverged, EpochResult, TrialContext
 
-__all__ = [
-    "FRACTIONAL",
-    "HYPERPARAMETER_NAMES",
-    "NOTEBOOK",
-    "Hyperparameters",
-    "build_model",
-    "mixed_loss",
-    "parse_hyperparameters",
-    "train",
-    "uses_bfloat16",
-]
-
 STEPS_BETWEEN_CHECKS = 16
-"""How often the loss is looked at. Each look makes a GPU wait, so not after every step."""
+"""How often the loss is looked at on a CPU. A GPU would have to wait at each look: there it is
+after each epoch."""
+FIRST_SCALE = 2.0**10
+"""Of fp16's gradients. With torch's 2**16 the first steps overflow, and are skipped."""
+SMALLEST_PART = 8
+"""Images; a batch that does not fit into a GPU's memory is split into parts of no fewer."""
+
+logger = logging.getLogger(__name__)
 
 
 def build_model(hyperparameters: Hyperparameters, classes: int) -> ResNet:
@@ -59,106 +50,232 @@ def build_model(hyperparameters: Hyperparameters, classes: int) -> ResNet:
 def train(parameters: Mapping[str, Any], context: TrialContext) -> Iterator[EpochResult]:
     """Train a ResNet on `context.data` and yield a result after each epoch.
 
-    The same parameters and context give the same results on a CPU with the same number of
-    threads.
+    The same parameters and context give the same results on a CPU with the same number of threads,
+    on a GPU with `context.deterministic`; and so do the epochs that are left if `context.resume`
+    is the `state` of an earlier result.
 
     Raises:
         Diverged: the loss is no longer finite.
         ValueError: a parameter is not one of `Hyperparameters`, or impossible.
     """
-    hyperparameters = parse_hyperparameters(parameters)
-    data, device = context.data, context.device
-    torch.manual_seed(context.seed)
-    generator = torch.Generator(device).manual_seed(context.seed)
-    model = build_model(hyperparameters, len(data.classes))
-    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = make_optimizer(
-        hyperparameters.optimizer,
-        model,
-        hyperparameters.learning_rate,
-        hyperparameters.weight_decay,
-        hyperparameters.momentum,
-    )
-    average = MovingAverage(model, hyperparameters.ema) if hyperparameters.ema else None
-    steps_per_epoch = -(-len(data.train) // hyperparameters.batch_size)
-    scheduler = make_scheduler(
-        hyperparameters.schedule,
-        optimizer,
-        context.epochs * steps_per_epoch,
-        hyperparameters.peak_fraction,
-    )
-    autocast = torch.autocast(
-        device.type,
-        dtype=torch.bfloat16,
-        enabled=uses_bfloat16(context.precision, device),
-    )
-
-    first_flips = draw_first_flips(len(data.train), context.seed, device)
-    for epoch in range(1, context.epochs + 1):
+    training = _Training(parse_hyperparameters(parameters), context)
+    data = context.data
+    if context.resume:
+        training.load_state(context.resume)
+    for epoch in range(training.epoch + 1, context.epochs + 1):
         started = time.perf_counter()
-        loss_sum = torch.zeros((), device=device)
-        mirrored = mirrored_in(epoch, first_flips)
-        order = torch.randperm(len(data.train), device=device, generator=generator)
-        updated = 0
-        model.train()
-        for step, indices in enumerate(torch.split(order, hyperparameters.batch_size), start=1):
-            images = augment(
-                to_float(data.train.images[indices]),
-                hyperparameters.augmentation,
-                hyperparameters.color_jitter,
-                generator,
-                mirrored[indices],
-            )
-            mixed = mix(images, hyperparameters.mixing, generator)
-            with autocast:
-                logits = model(normalise(mixed.images, data.normalisation))
-            labels = data.train.labels[indices]
-            loss = mixed_loss(logits, labels, mixed, hyperparameters.label_smoothing)
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            with autocast:  # Muon multiplies matrices.
-                optimizer.step()
-            scheduler.step()
-            loss_sum += loss.detach() * len(indices)
-            last = step == steps_per_epoch
-            if average and (step % STEPS_BETWEEN_UPDATES == 0 or last):
-                average.update(model, step - updated)
-                updated = step
-            if step % STEPS_BETWEEN_CHECKS == 0 or last:
-                _check_finite(loss_sum, epoch, step)
+        loss = training.train_epoch()
         seconds = time.perf_counter() - started
-        evaluated = average.model if average else model
+        evaluated = training.evaluated
         yield EpochResult(
             epoch=epoch,
             validation_accuracy=accuracy(evaluated, data.validation, data.normalisation),
-            training_loss=float(loss_sum) / len(data.train),
+            training_loss=loss,
             images_per_second=len(data.train) / seconds,
             weights=evaluated.state_dict(),
+            state=training.state(),
         )
 
 
-def mixed_loss(logits: Tensor, labels: Tensor, mixed: Mixed, label_smoothing: float) -> Tensor:
-    """Mean cross-entropy with the labels of all that the images are mixed of, by their shares."""
+class _Training:
+    """A model in training, with all of it that changes from epoch to epoch."""
+
+    def __init__(self, hyperparameters: Hyperparameters, context: TrialContext) -> None:
+        device, data = context.device, context.data
+        if device.type == "cuda":
+            prepare_cuda(context.deterministic)
+        torch.manual_seed(context.seed)
+        self.epoch = 0
+        self._hyperparameters, self._context = hyperparameters, context
+        self._generator = torch.Generator(device)
+        self._first_flips = draw_first_flips(len(data.train), context.seed, device)
+        self._steps_per_epoch = -(-len(data.train) // hyperparameters.batch_size)
+        self._parts = 1
+        self._dtype = compute_dtype(context.precision, device)
+        self._scaler = torch.amp.GradScaler(
+            device.type, init_scale=FIRST_SCALE, enabled=self._dtype == torch.float16
+        )
+        model = build_model(hyperparameters, len(data.classes))
+        self._model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._optimizer = make_optimizer(
+            hyperparameters.optimizer,
+            model,
+            hyperparameters.learning_rate,
+            hyperparameters.weight_decay,
+            hyperparameters.momentum,
+        )
+        self._scheduler = make_scheduler(
+            hyperparameters.schedule,
+            self._optimizer,
+            context.epochs * self._steps_per_epoch,
+            hyperparameters.peak_fraction,
+        )
+        self._average = MovingAverage(model, hyperparameters.ema) if hyperparameters.ema else None
+        self._forward: Callable[[Tensor], Tensor] = self._model
+        if context.compile:
+            self._forward = torch.compile(self._model, dynamic=False)
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The model, or the average of its weights."""
+        return self._average.model if self._average else self._model
+
+    def train_epoch(self) -> float:
+        """Train on every image once.
+
+        Nothing in it makes a GPU wait for the host, but for reading the loss at the end.
+
+        Returns:
+            The mean loss.
+        """
+        train, batch_size = self._context.data.train, self._hyperparameters.batch_size
+        device = self._context.device
+        self.epoch += 1
+        self._seed_epoch()
+        mirrored = mirrored_in(self.epoch, self._first_flips)
+        order = torch.randperm(len(train), device=device, generator=self._generator)
+        loss_sum = torch.zeros((), device=device)
+        looks = STEPS_BETWEEN_CHECKS if device.type == "cpu" else self._steps_per_epoch
+        updated = 0
+        self._model.train()
+        for step, indices in enumerate(torch.split(order, batch_size), start=1):
+            images, labels = train.batch(indices, device)
+            loss_sum += self._step(images, labels, mirrored[indices]) * len(indices)
+            last = step == self._steps_per_epoch
+            if self._average and (step % STEPS_BETWEEN_UPDATES == 0 or last):
+                self._average.update(self._model, step - updated)
+                updated = step
+            if step % looks == 0 or last:
+                self._check_finite(loss_sum, step)
+        return float(loss_sum) / len(train)
+
+    def _seed_epoch(self) -> None:
+        # Each epoch draws from its own seed, which the trial's decides: so a resumed trial needs
+        # no generator's state, and what others draw between epochs changes nothing.
+        seed = (self._context.seed + self.epoch * 0x9E3779B97F4A7C15) % 2**63
+        self._generator.manual_seed(seed)
+        torch.manual_seed(seed)  # Dropout draws from the global one.
+
+    def _step(self, images: Tensor, labels: Tensor, mirrored: Tensor) -> Tensor:
+        chosen = self._hyperparameters
+        augmented = augment(
+            to_float(images), chosen.augmentation, chosen.color_jitter, self._generator, mirrored
+        )
+        mixed = mix(augmented, chosen.mixing, self._generator)
+        others = None if mixed.partners is None else labels[mixed.partners]
+        normalised = normalise(mixed.images, self._context.data.normalisation)
+        loss = self._backward(normalised, labels, others, mixed.shares)
+        # Muon multiplies matrices.
+        with autocast(self._dtype, self._context.device):
+            self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._scheduler.step()
+        return loss
+
+    def _backward(
+        self, images: Tensor, labels: Tensor, others: Tensor | None, shares: Tensor | None
+    ) -> Tensor:
+        """The mean loss of a batch, with its gradients; in parts, if it does not fit as a whole.
+
+        Batch norm then sees each part by itself; all else is the same.
+        """
+        while True:
+            size = -(-len(images) // self._parts)
+            self._optimizer.zero_grad()
+            loss = torch.zeros((), device=images.device)
+            try:
+                for start in range(0, len(images), size):
+                    part = slice(start, start + size)
+                    loss += self._backward_part(
+                        images[part],
+                        labels[part],
+                        None if others is None else others[part],
+                        None if shares is None else shares[part],
+                        len(labels[part]) / len(labels),
+                    )
+                return loss
+            except torch.OutOfMemoryError:
+                if size <= SMALLEST_PART:
+                    raise
+            except Exception as error:
+                # What is compiled is so when it is first used, there and back.
+                if self._forward is self._model:
+                    raise
+                reason = str(error).strip().partition("\n")[0]
+                logger.warning("the network is not compiled: %s", reason)
+                self._forward = self._model
+                continue
+            # Not in the except clause, where the error still holds what is to be freed.
+            if images.device.type == "cuda":
+                torch.cuda.empty_cache()
+            self._parts *= 2
+            logger.warning(
+                "out of memory with %d images at once; going on with %d at once",
+                size,
+                -(-len(images) // self._parts),
+            )
+
+    def _backward_part(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        others: Tensor | None,
+        shares: Tensor | None,
+        weight: float,
+    ) -> Tensor:
+        with autocast(self._dtype, images.device):
+            logits = self._forward(images)
+        smoothing = self._hyperparameters.label_smoothing
+        loss = mixed_loss(logits, labels, others, shares, smoothing) * weight
+        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    def _check_finite(self, loss_sum: Tensor, step: int) -> None:
+        # A sum with one infinite or undefined term is not finite either.
+        if not torch.isfinite(loss_sum):
+            raise Diverged(
+                f"the training loss was no longer finite in epoch {self.epoch}, by step {step}"
+            )
+
+    def state(self) -> dict[str, Any]:
+        """All that the next epochs depend on; `torch.load(weights_only=True)` can read it."""
+        return {
+            "epoch": self.epoch,
+            "model": self._model.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "scheduler": self._scheduler.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "average": self._average.state() if self._average else None,
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self.epoch = state["epoch"]
+        self._model.load_state_dict(state["model"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._scheduler.load_state_dict(state["scheduler"])
+        self._scaler.load_state_dict(state["scaler"])
+        if self._average:
+            self._average.load_state(state["average"])
+
+
+def mixed_loss(
+    logits: Tensor,
+    labels: Tensor,
+    others: Tensor | None,
+    shares: Tensor | None,
+    label_smoothing: float,
+) -> Tensor:
+    """Mean cross-entropy with the labels of all that the images are mixed of, by their shares.
+
+    Args:
+        others: the labels of what else is in the images; None if they are not mixed.
+        shares: of `labels`; the rest is of `others`.
+    """
     logits = logits.float()
-    if mixed.partners is None or mixed.shares is None:
+    if others is None or shares is None:
         return functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)
     own, other = (
         functional.cross_entropy(logits, these, reduction="none", label_smoothing=label_smoothing)
-        for these in (labels, labels[mixed.partners])
+        for these in (labels, others)
     )
-    return torch.lerp(other, own, mixed.shares).mean()
-
-
-def _check_finite(loss_sum: Tensor, epoch: int, step: int) -> None:
-    # A sum with one infinite or undefined term is not finite either.
-    if not torch.isfinite(loss_sum):
-        raise Diverged(f"the training loss was no longer finite in epoch {epoch}, by step {step}")
-
-
-def uses_bfloat16(precision: str, device: torch.device) -> bool:
-    """Whether to compute in bfloat16. `auto`: where the hardware does so natively."""
-    if precision != "auto":
-        return precision == "bf16"
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    return torch.cpu._is_avx512_bf16_supported()
+    return torch.lerp(other, own, shares).mean()

@@ -7,6 +7,7 @@ A study file names such a function in `[trial] objective`; `model.train:train` i
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +26,13 @@ class TrialContext:
     seed: int
     """Of this trial: derived from the study's seed and the trial's number."""
     precision: str
-    """`auto`, `fp32` or `bf16`."""
+    """`auto`, `fp32`, `bf16` or `fp16`."""
+    deterministic: bool = False
+    """Whether a GPU, too, is to give the same results each time; a CPU always does."""
+    compile: bool = False
+    """Whether to use `torch.compile`."""
+    resume: Mapping[str, Any] | None = None
+    """`EpochResult.state` of an earlier run of this trial, whose next epoch is to come first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +49,9 @@ class EpochResult:
     """Training images, without validation."""
     weights: Mapping[str, Tensor]
     """The model's state after this epoch; valid until the next epoch is asked for."""
+    state: Mapping[str, Any] | None = None
+    """All that later epochs depend on, in tensors, numbers, text, lists and dicts; valid as long.
+    None if an interrupted trial has to begin anew."""
 
 
 class Diverged(Exception):

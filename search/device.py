@@ -1,11 +1,17 @@
-"""Which device a worker trains on, where nobody has assigned one."""
+"""Which device a worker trains on, where nobody has assigned one, and the memory of it."""
 
+import gc
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
+
+from data.split import TrainingData
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -53,3 +59,24 @@ def take(gpus: Sequence[str], directory: Path) -> tuple[int, FileLock]:
                 continue
             return index, lock
         place += 1
+
+
+def placed(data: TrainingData, device: torch.device) -> TrainingData:
+    """The images on the device; if they do not fit, where they are: batches are sent one by one."""
+    try:
+        return data.to(device)
+    except torch.OutOfMemoryError:
+        logger.warning(
+            "the images do not fit into the memory of %s; they stay in the host's, and each batch "
+            "is sent by itself",
+            device_name(device),
+        )
+    free_memory(device)
+    return data
+
+
+def free_memory(device: torch.device) -> None:
+    """Give back what a trial has left on a GPU."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -12,8 +12,9 @@ from torch import Tensor
 from data.dataset import Normalisation
 from data.errors import UserError
 from model.evaluate import accuracy
+from model.hyperparameters import parse_hyperparameters
 from model.resnet import ResNet
-from model.train import build_model, parse_hyperparameters
+from model.train import build_model
 from search.live import readable_parameters
 from search.prepare import Prepared, has_baseline
 from search.worker import checkpoint_directory

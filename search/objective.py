@@ -5,18 +5,20 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import Any
 
+import torch
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import Trial
 
 from data.errors import UserError
+from data.split import TrainingData
 from model.trial import Diverged, EpochResult, TrialContext
 from search.space import Space, examples
 from search.stop import Stopped, StopRequest
-from studies.checkpoints import Checkpoint, CheckpointDirectory
+from studies.checkpoints import Checkpoint, CheckpointDirectory, Resumable
 from studies.config import DEFAULT_OBJECTIVE, Range, StudyConfig
 from studies.results import BEST_EPOCH, IMAGES_PER_SECOND
 
@@ -73,7 +75,7 @@ def check_space(config: StudyConfig, origin: str) -> None:
     """
     if config.trial.objective != DEFAULT_OBJECTIVE:
         return
-    from model.train import FRACTIONAL, parse_hyperparameters
+    from model.hyperparameters import FRACTIONAL, parse_hyperparameters
 
     for name in FRACTIONAL & config.space.keys():
         parameter = config.space[name]
@@ -102,6 +104,25 @@ def suggest(trial: Trial, space: Space) -> dict[str, Any]:
     return parameters
 
 
+def trial_context(
+    config: StudyConfig, data: TrainingData, device: torch.device, seed: int
+) -> TrialContext:
+    """What a trial of a study is given, on data that are on the device (or in the host's memory).
+
+    Args:
+        seed: of the trial.
+    """
+    return TrialContext(
+        data=data,
+        device=device,
+        epochs=config.trial.epochs,
+        seed=seed,
+        precision=config.trial.precision,
+        deterministic=config.trial.deterministic,
+        compile=config.trial.compile,
+    )
+
+
 def run_trial(
     trial: Trial,
     parameters: Mapping[str, Any],
@@ -113,6 +134,8 @@ def run_trial(
 ) -> Outcome:
     """Train one trial and report each epoch; what becomes of the trial is for the caller to tell.
 
+    One that was interrupted goes on after its last epoch, if its checkpoints are here.
+
     Args:
         may_prune: False for a trial that is to be complete, whatever the pruner says.
 
@@ -122,6 +145,15 @@ def run_trial(
     reported_before = trial.storage.get_trial(trial._trial_id).intermediate_values.keys()
     epochs_before = max(reported_before, default=0)
     accuracies: list[float] = []
+    resumable = checkpoints.load_state(trial.number)
+    if resumable:
+        accuracies.extend(resumable.accuracies)
+        context = replace(context, resume=resumable.state)
+        logger.info("trial %d: goes on after epoch %d", trial.number, len(accuracies))
+        # Its last worker may have died before it could say so.
+        for epoch, accuracy in enumerate(accuracies, start=1):
+            if epoch not in reported_before:
+                trial.report(accuracy, step=epoch)
     epochs: Iterator[EpochResult] | None = None
     while len(accuracies) < context.epochs:
         try:
@@ -145,6 +177,8 @@ def run_trial(
             _save(checkpoints, trial.number, result)
             trial.set_user_attr(BEST_EPOCH, result.epoch)
         accuracies.append(accuracy)
+        if result.state is not None and len(accuracies) < context.epochs:
+            _save_state(checkpoints, trial.number, Resumable(tuple(accuracies), result.state))
         trial.set_user_attr(IMAGES_PER_SECOND, round(result.images_per_second))
         if result.epoch in reported_before:
             # A trial that was handed back runs again; trial.report would ignore the new value.
@@ -180,5 +214,18 @@ def _save(checkpoints: CheckpointDirectory, number: int, result: EpochResult) ->
             "trial %d: the checkpoint %s cannot be written (%s); the trial goes on without",
             number,
             checkpoints.file(number),
+            error.strerror,
+        )
+
+
+def _save_state(checkpoints: CheckpointDirectory, number: int, resumable: Resumable) -> None:
+    try:
+        checkpoints.save_state(number, resumable)
+    except OSError as error:
+        logger.warning(
+            "trial %d: its state cannot be written to %s (%s); an interruption would cost it more "
+            "than an epoch",
+            number,
+            checkpoints.path,
             error.strerror,
         )

@@ -11,7 +11,7 @@ from optuna.storages import RDBStorage
 from data.dataset import Dataset, load_dataset
 from data.errors import UserError
 from data.split import TrainingData, split_for_training
-from model.train import NOTEBOOK
+from model.hyperparameters import NOTEBOOK, REFERENCE
 from search.objective import check_space
 from search.space import checked_point, grid, make_space, nearest
 from search.warm import plan_warm_start
@@ -101,7 +101,8 @@ def _warn_without_baseline(config: StudyConfig) -> None:
 
 
 def first_trials(config: StudyConfig, origin: str) -> list[dict[str, Any]]:
-    """What a new study tries first: the notebook's configuration, and the file's `[[start]]`s.
+    """What a new study tries first: the notebook's configuration, the best that is known
+    (`REFERENCE`), both as near as the space has them, and the file's `[[start]]`s.
 
     Each is there once, without the parameters that the space holds fixed. They are never pruned:
     a study is compared with the notebook's, and what is known to be good may begin slowly.
@@ -113,9 +114,10 @@ def first_trials(config: StudyConfig, origin: str) -> list[dict[str, Any]]:
         UserError: a start is not in the space.
     """
     trials: list[dict[str, Any]] = []
-    baseline = baseline_point(config)
-    if config.trial.objective == DEFAULT_OBJECTIVE and not isinstance(baseline, str):
-        trials.append(baseline)
+    if config.trial.objective == DEFAULT_OBJECTIVE:
+        space = make_space(config.space)
+        near = (nearest(space, NOTEBOOK), nearest(space, REFERENCE))
+        trials += [point for point in near if not isinstance(point, str)]
     for start in _starts(config, origin):
         if start not in trials:
             trials.append(start)

@@ -11,8 +11,9 @@ from optuna.storages import RDBStorage
 
 from data.errors import UserError
 from model.train import train
-from model.trial import Diverged, EpochResult, TrialContext
-from search.device import device_name, taken_device
+from model.trial import Diverged, EpochResult
+from search.device import device_name, placed, taken_device
+from search.objective import trial_context
 from search.prepare import join
 from studies.config import DEFAULT_OBJECTIVE
 from studies.results import DEVICE, SEED, THREADS, record
@@ -72,13 +73,8 @@ def replay_trial(
         if threads and device.type == "cpu":
             torch.set_num_threads(threads)
         logger.info("trial %d again, on %s: %s", number, device, trial.params)
-        context = TrialContext(
-            prepared.data.to(device),
-            device,
-            config.trial.epochs,
-            trial.user_attrs[SEED],
-            config.trial.precision,
-        )
+        data = placed(prepared.data, device)
+        context = trial_context(config, data, device, trial.user_attrs[SEED])
         replayed = tuple(
             result.validation_accuracy
             for result in _until_it_diverges(train(trial.params, context), len(recorded))

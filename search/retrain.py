@@ -11,8 +11,10 @@ from data.errors import UserError
 from data.split import whole_for_training
 from model.evaluate import accuracy
 from model.train import train
-from model.trial import Diverged, EpochResult, TrialContext
+from model.trial import Diverged, EpochResult
+from search.device import placed
 from search.export import Exported, baseline_to_show, confirms, describe_trial, rebuild
+from search.objective import trial_context
 from search.prepare import Prepared
 from studies.config import DEFAULT_OBJECTIVE, StudyConfig
 from studies.export import write_export
@@ -66,13 +68,7 @@ def export_retrained(
         len(data.train),
         best.parameters,
     )
-    context = TrialContext(
-        data.to(device),
-        device,
-        opened.config.trial.epochs,
-        attributes[SEED],
-        opened.config.trial.precision,
-    )
+    context = trial_context(opened.config, placed(data, device), device, attributes[SEED])
     losses = []
     last: EpochResult | None = None
     for last in train(best.parameters, context):

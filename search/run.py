@@ -12,7 +12,7 @@ from rich.live import Live
 
 from data.errors import UserError
 from search.budget import Turn, next_turn
-from search.device import taken_device
+from search.device import placed, taken_device
 from search.export import any_device, describe, export_best
 from search.launch import (
     Interruptions,
@@ -229,7 +229,7 @@ def run_worker(
                 opened=prepared.opened,
                 storage=storage,
                 objective=load_objective(objective_name),
-                data=prepared.data.to(device),
+                data=placed(prepared.data, device),
                 device=device,
                 checkpoints=checkpoint_directory(prepared.opened, root),
                 stop=stop,

@@ -14,7 +14,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from data.errors import UserError
-from model.train import NOTEBOOK
+from model.hyperparameters import NOTEBOOK
 from search.space import make_space, nearest_known, same_point
 from studies.config import DEFAULT_OBJECTIVE, StudyConfig, is_fixed
 from studies.confirmation import confirmation_of

@@ -16,17 +16,16 @@ from optuna.storages import RDBStorage, fail_stale_trials
 from optuna.trial import Trial, TrialState
 
 from data.split import TrainingData
-from model.trial import TrialContext
 from search.budget import Turn, check_failures, claim, hand_back
-from search.device import device_name
+from search.device import device_name, free_memory
 from search.launch import worker_name
-from search.objective import End, Objective, Outcome, run_trial, suggest
+from search.objective import End, Objective, Outcome, run_trial, suggest, trial_context
 from search.prepare import first_trials
 from search.samplers import derived_seed, make_pruner, make_sampler
 from search.space import make_space
 from search.stop import StopRequest
 from search.warm import earlier_trials
-from studies.checkpoints import CheckpointDirectory, superfluous
+from studies.checkpoints import CheckpointDirectory, ended, superfluous
 from studies.results import DEVICE, DIVERGED, ERROR, SEED, THREADS, WORKER, record
 from studies.storage import HEARTBEAT_SECONDS, quiet_optuna
 from studies.study import OpenedStudy
@@ -95,9 +94,7 @@ class Worker:
             trial.set_user_attr(THREADS, torch.get_num_threads())
             parameters = suggest(trial, make_space(config.space))
             logger.info("trial %d: %s", trial.number, parameters)
-            context = TrialContext(
-                self.data, self.device, config.trial.epochs, seed, config.trial.precision
-            )
+            context = trial_context(config, self.data, self.device, seed)
             may_prune = trial.number >= len(first_trials(config, config.name))
             outcome = run_trial(
                 trial,
@@ -109,9 +106,12 @@ class Worker:
                 may_prune,
             )
             self._tell(trial, outcome)
+        if outcome.end is End.FAILED:
+            free_memory(self.device)
         records = [record(item) for item in self.opened.study.get_trials(deepcopy=False)]
         present = self.checkpoints.trial_numbers()
         self.checkpoints.remove(superfluous(present, records, config.checkpoints.keep))
+        self.checkpoints.remove_states(ended(records))
 
     def _tell(self, trial: Trial, outcome: Outcome) -> None:
         study, number = self.opened.study, trial.number

@@ -1,11 +1,20 @@
-"""The weights of trials on disk: written whole, and kept only while they can still win."""
+"""What trials leave on disk: the best weights, and what it takes to go on after an interruption.
 
+Written whole, and kept only while it is of use: weights while they can still win, a state until its
+trial has ended.
+"""
+
+import io
+import logging
+import pickle
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors
+import torch
 from safetensors.torch import save
 from torch import Tensor
 
@@ -15,6 +24,8 @@ from studies.results import TrialRecord, rank
 
 _NAME = re.compile(r"trial-(\d+)\.safetensors")
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
@@ -23,6 +34,16 @@ class Checkpoint:
     weights: Mapping[str, Tensor]
     epoch: int
     validation_accuracy: float
+
+
+@dataclass(frozen=True, slots=True)
+class Resumable:
+    """Where a trial can be taken up again."""
+
+    accuracies: tuple[float, ...]
+    """On validation, after each epoch so far, in [0, 1]."""
+    state: Mapping[str, Any]
+    """`EpochResult.state` of the last of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +95,37 @@ class CheckpointDirectory:
         except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
             raise UserError(f"{path}: a damaged checkpoint ({error})") from error
 
+    def _state_file(self, trial_number: int) -> Path:
+        return self.path / f"trial-{trial_number:05d}.state"
+
+    def save_state(self, trial_number: int, resumable: Resumable) -> None:
+        """Write where a trial can be taken up again, in place of what was there.
+
+        Raises:
+            OSError: it cannot be written; what was there still is.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        content = io.BytesIO()
+        torch.save({"accuracies": resumable.accuracies, "state": resumable.state}, content)
+        write_whole(self._state_file(trial_number), content.getvalue())
+
+    def load_state(self, trial_number: int) -> Resumable | None:
+        """Where a trial can be taken up again; None if it has to begin anew."""
+        path = self._state_file(trial_number)
+        try:
+            # Tensors, numbers, text and containers of them alone: nothing in it is run.
+            found = torch.load(path, map_location="cpu", weights_only=True)
+            return Resumable(tuple(found["accuracies"]), found["state"])
+        except FileNotFoundError:
+            return None
+        except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError):
+            logger.warning("%s is damaged; trial %d begins anew", path, trial_number)
+            return None
+
+    def remove_states(self, trial_numbers: Iterable[int]) -> None:
+        for number in trial_numbers:
+            self._state_file(number).unlink(missing_ok=True)
+
     def trial_numbers(self) -> set[int]:
         """The trials that have a checkpoint."""
         if not self.path.is_dir():
@@ -93,5 +145,9 @@ def superfluous(present: set[int], records: Sequence[TrialRecord], keep: int) ->
     A trial that is not in `records` has begun since they were read: its checkpoint stays.
     """
     best = {record.number for record in rank(records)[:keep]}
-    ended = {record.number for record in records if record.state not in ("running", "waiting")}
-    return present & ended - best
+    return present & ended(records) - best
+
+
+def ended(records: Sequence[TrialRecord]) -> set[int]:
+    """The trials that will not go on."""
+    return {record.number for record in records if record.state not in ("running", "waiting")}

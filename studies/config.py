@@ -117,7 +117,11 @@ class TrialSettings(Section):
     )
     """`package.module:function`; see `model/trial.py`."""
     epochs: int = Field(default=10, ge=1)
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    deterministic: bool = False
+    """Whether a GPU, too, is to give the same results each time."""
+    compile: bool = False
+    """Whether to compile the network with `torch.compile`."""
 
 
 class SamplerSettings(Section):

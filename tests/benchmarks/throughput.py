@@ -40,8 +40,10 @@ from torchvision import transforms
 from data.dataset import load_dataset
 from data.split import TrainingData, split_for_training
 from model.evaluate import normalise, to_float
+from model.hyperparameters import parse_hyperparameters
 from model.optimizers import OPTIMIZERS
-from model.train import build_model, parse_hyperparameters, train, uses_bfloat16
+from model.precision import autocast, compute_dtype
+from model.train import build_model, train
 from model.trial import TrialContext
 
 BATCH_SIZES = (64, 128)
@@ -64,9 +66,9 @@ class Setting:
     width: int
     precision: str
 
-    def autocast(self) -> torch.autocast:
-        bfloat16 = uses_bfloat16(self.precision, self.device)
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bfloat16)
+    @property
+    def dtype(self) -> torch.dtype:
+        return compute_dtype(self.precision, self.device)
 
     def model(self, layers: str = "torch") -> nn.Module:
         hyperparameters = parse_hyperparameters({"width": self.width, "layers": layers})
@@ -147,12 +149,11 @@ def step(setting: Setting, batch_size: int, layers: str = "torch") -> Epoch:
     update = OPTIMIZERS["sgd"](model.parameters(), 1e-3, 0.0)
     images = normalise(to_float(setting.data.train.images[:batch_size]), setting.data.normalisation)
     labels = setting.data.train.labels[:batch_size]
-    autocast = setting.autocast()
 
     def epoch() -> int:
         steps = len(setting.data.train) // batch_size
         for _ in range(steps):
-            with autocast:
+            with autocast(setting.dtype, setting.device):
                 logits = model(images)
             loss = functional.cross_entropy(logits.float(), labels)
             update.zero_grad()
@@ -165,7 +166,7 @@ def step(setting: Setting, batch_size: int, layers: str = "torch") -> Epoch:
 
 def floor(setting: Setting, batch_size: int) -> Epoch:
     """Every convolution once forward and once backward, each by itself."""
-    dtype = torch.bfloat16 if uses_bfloat16(setting.precision, setting.device) else torch.float32
+    dtype = setting.dtype
     calls = []
     for convolution, shape in convolutions(setting, batch_size):
         images = torch.randn(shape, device=setting.device, dtype=dtype)
@@ -299,7 +300,7 @@ def main() -> None:
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),
-        "bfloat16": uses_bfloat16(arguments.precision, device),
+        "computes in": str(compute_dtype(arguments.precision, device)),
     }
     if arguments.json:
         print(json.dumps({**machine, "images_per_second": results}, indent=2))

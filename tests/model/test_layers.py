@@ -13,9 +13,10 @@ from torch.nn.functional import cross_entropy
 
 from data.dataset import load_dataset
 from data.split import split_for_training
+from model.hyperparameters import parse_hyperparameters
 from model.layers import LAYERS, SCRATCH, BatchNorm2d, Conv2d, Linear, MaxPool2d
 from model.resnet import ResNet
-from model.train import build_model, parse_hyperparameters, train
+from model.train import build_model, train
 from model.trial import EpochResult, TrialContext
 
 CONVOLUTIONS: list[dict[str, Any]] = [

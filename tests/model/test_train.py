@@ -8,19 +8,13 @@ import torch
 from torch.nn import functional
 
 from data.dataset import load_dataset
-from data.mix import Mixed
 from data.split import TrainingData, split_for_training
 from model.average import MovingAverage
 from model.evaluate import accuracy, logits
+from model.hyperparameters import NOTEBOOK, parse_hyperparameters
+from model.precision import compute_dtype
 from model.resnet import ResNet
-from model.train import (
-    NOTEBOOK,
-    build_model,
-    mixed_loss,
-    parse_hyperparameters,
-    train,
-    uses_bfloat16,
-)
+from model.train import _Training, build_model, mixed_loss, train
 from model.trial import Diverged, EpochResult, TrialContext
 
 SMALL = {"width": 4, "batch_size": 64, "optimizer": "sgd", "learning_rate": 0.05}
@@ -43,7 +37,7 @@ def context(data: TrainingData) -> TrialContext:
 
 
 def run(context: TrialContext, **parameters: Any) -> list[EpochResult]:
-    """All results, each with a copy of its weights: they change with the next epoch."""
+    """All results of `SMALL` or what replaces it; with copies of the weights, which change."""
     results = []
     for result in train({**SMALL, **parameters}, context):
         weights = {name: tensor.clone() for name, tensor in result.weights.items()}
@@ -155,11 +149,10 @@ def test_labels_are_mixed_as_the_images_are() -> None:
     torch.manual_seed(0)
     logits, labels = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
     partners, shares = torch.tensor([1, 2, 3, 0]), torch.tensor([0.0, 0.25, 0.5, 1.0])
-    mixed = Mixed(torch.empty(4, 3, 32, 32), partners, shares)
     ones = functional.one_hot(labels, 3).float()
     targets = shares[:, None] * ones + (1 - shares[:, None]) * ones[partners]
     for smoothing in (0.0, 0.2):
-        found = mixed_loss(logits, labels, mixed, smoothing)
+        found = mixed_loss(logits, labels, labels[partners], shares, smoothing)
         # Cross-entropy takes whole distributions too, and smooths them.
         expected = functional.cross_entropy(logits, targets, label_smoothing=smoothing)
         torch.testing.assert_close(found, expected)
@@ -167,10 +160,9 @@ def test_labels_are_mixed_as_the_images_are() -> None:
 
 def test_smoothed_labels_leave_some_probability_to_the_other_classes() -> None:
     logits, labels = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
-    unmixed = Mixed(torch.empty(4, 3, 32, 32), None, None)
     targets = 0.7 * functional.one_hot(labels, 3) + 0.3 / 3
     expected = -(targets * logits.log_softmax(dim=1)).sum(dim=1).mean()
-    torch.testing.assert_close(mixed_loss(logits, labels, unmixed, 0.3), expected)
+    torch.testing.assert_close(mixed_loss(logits, labels, None, None, 0.3), expected)
 
 
 def test_a_loss_that_is_not_finite_ends_the_trial_with_the_reason(context: TrialContext) -> None:
@@ -188,18 +180,130 @@ def test_the_last_incomplete_batch_is_trained_on(data: TrainingData) -> None:
     assert steps == {4: 3, 8: 2, 64: 1}
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "auto"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "auto"])
 def test_every_precision_trains(context: TrialContext, precision: str) -> None:
     results = run(replace(context, precision=precision))
     assert len(results) == 2
-    assert all(weights.dtype != torch.bfloat16 for weights in results[0].weights.values())
+    assert results[1].training_loss < results[0].training_loss
+    for name, tensor in results[0].weights.items():
+        assert tensor.dtype in (torch.float32, torch.int64), name
 
 
 def test_a_precision_that_is_asked_for_is_used() -> None:
     cpu = torch.device("cpu")
-    assert uses_bfloat16("bf16", cpu)
-    assert not uses_bfloat16("fp32", cpu)
-    assert uses_bfloat16("auto", cpu) == torch.cpu._is_avx512_bf16_supported()
+    assert compute_dtype("bf16", cpu) == torch.bfloat16
+    assert compute_dtype("fp16", cpu) == torch.float16
+    assert compute_dtype("fp32", cpu) == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype"),
+    [((6, 1), torch.float32), ((7, 5), torch.float16), ((8, 0), torch.bfloat16)],
+)
+def test_a_gpu_computes_in_what_it_has_natively(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    assert compute_dtype("auto", torch.device("cuda")) == dtype
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_a_cpu_computes_in_bfloat16_if_it_can_natively(
+    monkeypatch: pytest.MonkeyPatch, has: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    expected = torch.bfloat16 if has else torch.float32
+    assert compute_dtype("auto", torch.device("cpu")) == expected
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "precision"),
+    [("sgd", "fp16"), ("adam", "bf16"), ("nadam", "fp32"), ("lion", "fp32"), ("muon", "fp32")],
+)
+def test_a_resumed_trial_goes_on_as_if_it_had_never_been_interrupted(
+    context: TrialContext, tmp_path: Path, optimizer: str, precision: str
+) -> None:
+    """By a file, as it is kept, and with other random draws in between."""
+    parameters = {**SMALL, **EVERYTHING, "optimizer": optimizer, "learning_rate": 0.01}
+    few = replace(context.data, train=context.data.train.select(torch.arange(150)))
+    context = replace(context, data=few, epochs=4, precision=precision)
+    whole = run(context, **parameters)
+    interrupted = train(parameters, context)
+    next(interrupted)
+    torch.save(next(interrupted).state, tmp_path / "state.pt")
+    next(interrupted)
+    torch.rand(7)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    resumed = list(zip(train(parameters, replace(context, resume=state)), whole[2:], strict=True))
+    assert [result.epoch for result, _ in resumed] == [3, 4]
+    for result, expected in resumed:
+        assert result.training_loss == expected.training_loss
+        assert result.validation_accuracy == expected.validation_accuracy
+    # The generator has given its last weights; they are those of the fourth epoch.
+    for name, tensor in resumed[-1][0].weights.items():
+        assert torch.equal(tensor, whole[3].weights[name]), name
+
+
+def test_a_batch_that_does_not_fit_is_trained_in_parts_with_the_same_gradients(
+    context: TrialContext, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without batch norm's statistics of the batch, which would be of the parts."""
+
+    def gradients(most: int) -> dict[str, torch.Tensor]:
+        training = _Training(parse_hyperparameters({**SMALL, "label_smoothing": 0.1}), context)
+        model = training._model.eval()
+        model.register_forward_pre_hook(_out_of_memory_above(most))
+        torch.manual_seed(0)
+        labels = torch.arange(50) % 10
+        images, shares = torch.randn(50, 3, 32, 32), torch.rand(50)
+        loss = training._backward(images, labels, labels.flip(0), shares)
+        found = {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
+        return {**found, "loss": loss}
+
+    whole = gradients(50)
+    assert caplog.messages == []
+    parts = gradients(20)
+    assert caplog.messages == [
+        "out of memory with 50 images at once; going on with 25 at once",
+        "out of memory with 25 images at once; going on with 13 at once",
+    ]
+    assert len(whole) == 63
+    for name, tensor in whole.items():
+        torch.testing.assert_close(parts[name], tensor, msg=name)
+
+
+def _out_of_memory_above(most: int) -> Any:
+    def check(_: torch.nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        if len(inputs[0]) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    return check
+
+
+def test_a_trial_that_ran_out_of_memory_once_goes_on_in_parts(
+    context: TrialContext, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    forward = ResNet.forward
+
+    def limited(model: ResNet, images: torch.Tensor) -> torch.Tensor:
+        _out_of_memory_above(32)(model, (images,))
+        return forward(model, images)
+
+    monkeypatch.setattr(ResNet, "forward", limited)
+    results = run(replace(context, epochs=4), augmentation="none")
+    assert results[-1].training_loss < results[0].training_loss
+    assert len(caplog.messages) == 1, "what fits is remembered; evaluation finds its own"
+
+
+def test_what_does_not_fit_in_the_smallest_parts_either_is_an_error(
+    context: TrialContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        ResNet, "forward", lambda model, images: _out_of_memory_above(0)(model, (images,))
+    )
+    with pytest.raises(torch.OutOfMemoryError):
+        run(context)
 
 
 def test_the_defaults_are_the_notebook_s_configuration() -> None:
@@ -267,3 +371,41 @@ def test_a_gpu_trains_too(context: TrialContext) -> None:
     results = run(on_gpu, augmentation="flip+crop+cutout", color_jitter=True)
     assert len(results) == 2
     assert all(weights.device.type == "cuda" for weights in results[0].weights.values())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_is_not_waited_for_within_an_epoch(context: TrialContext) -> None:
+    device = torch.device("cuda")
+    on_gpu = replace(context, device=device, data=context.data.to(device), precision="auto")
+    training = _Training(parse_hyperparameters({**SMALL, **EVERYTHING}), on_gpu)
+    training.train_epoch()  # Compiles kernels, and allocates.
+    loss = None
+    images, labels = on_gpu.data.train.batch(torch.arange(64, device=device), device)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        loss = training._step(images, labels, torch.ones(64, dtype=torch.bool, device=device))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.isfinite(loss)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_gives_the_same_again_if_asked_to(context: TrialContext) -> None:
+    device = torch.device("cuda")
+    data = context.data.to(device)
+    on_gpu = replace(context, device=device, data=data, precision="auto", deterministic=True)
+    first, again = run(on_gpu, **EVERYTHING), run(on_gpu, **EVERYTHING)
+    for one, two in zip(first, again, strict=True):
+        for name, tensor in one.weights.items():
+            assert torch.equal(tensor, two.weights[name]), name
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_data_that_stay_in_the_host_s_memory_give_the_same(context: TrialContext) -> None:
+    device = torch.device("cuda")
+    on_gpu = replace(context, device=device, precision="fp32", deterministic=True)
+    hosted, there = run(on_gpu), run(replace(on_gpu, data=context.data.to(device)))
+    assert [one.training_loss for one in hosted] == [one.training_loss for one in there]

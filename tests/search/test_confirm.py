@@ -12,7 +12,8 @@ from optuna.trial import TrialState
 from data.dataset import load_dataset
 from data.errors import UserError
 from data.split import split_for_training
-from model.train import build_model, parse_hyperparameters
+from model.hyperparameters import parse_hyperparameters
+from model.train import build_model
 from search.confirm import _difference, judge, missing, plan, prepare_confirmation
 from search.export import describe
 from search.prepare import Prepared, create_from_file

@@ -6,7 +6,7 @@ import pytest
 from optuna.storages import RDBStorage
 
 from data.errors import UserError
-from model.train import NOTEBOOK
+from model.hyperparameters import NOTEBOOK
 from search.prepare import create_from_file, first_trials
 from search.space import make_space
 from studies.config import SHIPPED, StudyConfig, load_study_file

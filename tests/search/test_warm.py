@@ -197,7 +197,7 @@ def test_a_value_that_the_earlier_study_varied_must_be_the_fixed_one(storage: RD
 def test_a_varied_parameter_of_unknown_value_leaves_no_trials_but_the_starts(
     storage: RDBStorage,
 ) -> None:
-    settings = new(**{"trial.objective": "mine:train", "space.momentum": [0.8, 0.9]})
+    settings = new(**{"trial.objective": "mine:train", "space.nesterov": [False, True]})
     opened = create(storage, settings)
     assert earlier_trials(opened) == []
     waiting = [trial.system_attrs["fixed_params"] for trial in opened.study.trials]

@@ -166,7 +166,8 @@ def test_a_terminal_that_is_closed_stops_the_search_and_leaves_no_worker(
         terminal.close()
     assert not Path(f"/proc/{process}").exists()
     stopped = status("own", url)
-    assert (stopped["running"], stopped["waiting"], stopped["failed"]) == (0, 1, 0)
+    assert (stopped["running"], stopped["failed"]) == (0, 0)
+    assert stopped["waiting"] <= 1, "none if it was just between two trials"
 
 
 def test_sigterm_makes_a_worker_hand_its_trial_back(

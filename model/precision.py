@@ -1,0 +1,45 @@
+"""In which precision a trial computes, and what it asks of CUDA."""
+
+import os
+
+import torch
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
+
+def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """What convolutions and matrix products are computed in.
+
+    Args:
+        precision: one of `PRECISIONS`. `auto` is bfloat16 where the hardware computes in it
+            natively (GPUs from compute capability 8.0; CPUs with AVX512-bf16 or AMX), float16 on
+            GPUs from 7.0, whose tensor cores know no other, and float32 elsewhere.
+    """
+    if precision != "auto":
+        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    if device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)
+        if capability >= (8, 0):
+            return torch.bfloat16
+        return torch.float16 if capability >= (7, 0) else torch.float32
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
+def autocast(dtype: torch.dtype, device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def prepare_cuda(deterministic: bool) -> None:
+    """Let CUDA try which convolutions are fastest, or take the ones that always give the same.
+
+    In fp32 products may use TF32. docs.pytorch.org, "Reproducibility" and "CUDA semantics".
+    """
+    if deterministic:
+        # Read by cuBLAS when it is first used.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.backends.cudnn.deterministic = deterministic
+    torch.use_deterministic_algorithms(deterministic)
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True

@@ -1,0 +1,170 @@
+"""How accurate is a ResNet-18 after ten epochs, by what it is trained with?
+
+    python -m tests.benchmarks.accuracy --data CIFAR10_FOLDER --width 16 --seeds 3
+    python -m tests.benchmarks.accuracy --data CIFAR10_FOLDER --width 64 --seeds 1 \\
+        --configurations reference
+
+Trains on all training images of a data set (a name or a folder as in a study file), and measures on
+the test images, each as it is (plain) and averaged with its mirror image (flips). Beside the
+configurations of this project, `pytorch-cifar` is that repository's recipe with its cosine brought
+to ten epochs. After a colon come settings in place of a configuration's own, with commas between:
+
+    --configurations reference reference:ema=0.0,label_smoothing=0.1
+
+Each run is a line of `--log`; what is there is not trained again.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from studies.config import parse_assignment
+
+EPOCHS = 10
+
+PYTORCH_CIFAR: Mapping[str, Any] = {
+    "optimizer": "sgd",
+    "learning_rate": 0.1,
+    "momentum": 0.9,
+    "weight_decay": 5e-4,
+    "schedule": "one-cycle-cosine",
+    "peak_fraction": 0.0,
+    "batch_size": 128,
+    "augmentation": "flip+crop",
+    "pooling": "average",
+}
+"""github.com/kuangliu/pytorch-cifar. It differs from its main.py in three things: Nesterov's
+momentum, no weight decay of batch norm and biases, and a crop that is padded by reflection; all
+three are rather in its favour."""
+
+
+def configuration(name: str) -> dict[str, Any]:
+    """The parameters of a configuration by its name, with the settings after the colon."""
+    from model.hyperparameters import NOTEBOOK, REFERENCE
+
+    known = {"notebook": NOTEBOOK, "pytorch-cifar": PYTORCH_CIFAR, "reference": REFERENCE}
+    base, _, settings = name.partition(":")
+    changes = dict(parse_assignment(item) for item in settings.split(",")) if settings else {}
+    return {**known[base], **changes}
+
+
+def train_one(job: tuple[str, int, argparse.Namespace, int]) -> dict[str, Any]:
+    """Train a configuration with a seed, on some threads, and measure it."""
+    import torch
+
+    from data.dataset import load_dataset
+    from data.split import stratified_split, whole_for_training
+    from model.evaluate import accuracy
+    from model.hyperparameters import parse_hyperparameters
+    from model.train import build_model, train
+    from model.trial import TrialContext
+
+    name, seed, arguments, threads = job
+    torch.set_num_threads(threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dataset = load_dataset(arguments.data, arguments.cache)
+    data = whole_for_training(dataset)
+    if arguments.images:
+        fraction = arguments.images / len(data.train)
+        data = replace(
+            data, train=data.train.select(stratified_split(data.train.labels, fraction, 0)[1])
+        )
+    parameters = {**configuration(name), "width": arguments.width}
+    model = build_model(parse_hyperparameters(parameters), len(data.classes)).to(device)
+    test = dataset.test.to(device)
+    started = time.perf_counter()
+    context = TrialContext(data.to(device), device, EPOCHS, seed, arguments.precision)
+    speeds, losses = [], []
+    for result in train(parameters, context):
+        speeds.append(round(result.images_per_second))
+        losses.append(round(result.training_loss, 4))
+        print(f"{name}, seed {seed}: epoch {result.epoch}, loss {losses[-1]}", flush=True)
+    seconds = time.perf_counter() - started
+    model.load_state_dict(result.weights)
+    return {
+        "configuration": name,
+        "seed": seed,
+        "width": arguments.width,
+        "images": len(data.train),
+        "data": dataset.digest[:12],
+        "plain": accuracy(model, test, data.normalisation),
+        "flips": accuracy(model, test, data.normalisation, with_flips=True),
+        "seconds": round(seconds, 1),
+        "images_per_second": speeds,
+        "training_loss": losses,
+        "parameters": parameters,
+        "torch": torch.__version__,
+    }
+
+
+def mean_and_deviation(values: Sequence[float]) -> str:
+    mean = f"{100 * statistics.mean(values):.2f}"
+    return f"{mean} ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else mean
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = ["| configuration | seeds | plain % | flips % | minutes |", "|---|---|---|---|---|"]
+    for name in dict.fromkeys(row["configuration"] for row in rows):
+        mine = [row for row in rows if row["configuration"] == name]
+        plain, flips = ([row[key] for row in mine] for key in ("plain", "flips"))
+        minutes = statistics.median(row["seconds"] for row in mine) / 60
+        lines.append(
+            f"| {name} | {len(mine)} | {mean_and_deviation(plain)} | {mean_and_deviation(flips)} "
+            f"| {minutes:.1f} |"
+        )
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--data", default="cifar10-mini")
+    parser.add_argument("--width", type=int, default=16)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--images", type=int, help="train on so many of them")
+    parser.add_argument(
+        "--configurations", nargs="+", default=["notebook", "pytorch-cifar", "reference"]
+    )
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--processes", type=int, default=1, help="which share the cores")
+    parser.add_argument("--cache", type=Path, default=Path("var"))
+    parser.add_argument("--log", type=Path, default=Path("var/accuracy.jsonl"))
+    arguments = parser.parse_args()
+    threads = max((os.cpu_count() or 1) // arguments.processes, 1)
+    arguments.log.parent.mkdir(parents=True, exist_ok=True)
+    arguments.log.touch()
+    wanted = [(name, seed) for seed in range(arguments.seeds) for name in arguments.configurations]
+    known = [json.loads(line) for line in arguments.log.read_text().splitlines()]
+
+    def asked(row: Mapping[str, Any]) -> bool:
+        return bool(
+            row["width"] == arguments.width
+            and (not arguments.images or row["images"] == arguments.images)
+            and row["parameters"]
+            == {**configuration(row["configuration"]), "width": arguments.width}
+        )
+
+    rows = [row for row in known if (row["configuration"], row["seed"]) in wanted and asked(row)]
+    done = {(row["configuration"], row["seed"]) for row in rows}
+    jobs = [(*key, arguments, threads) for key in wanted if key not in done]
+    with (
+        multiprocessing.get_context("spawn").Pool(arguments.processes) as pool,
+        arguments.log.open("a") as log,
+    ):
+        for row in pool.imap_unordered(train_one, jobs, chunksize=1):
+            rows.append(row)
+            log.write(json.dumps(row) + "\n")
+            log.flush()
+    order = arguments.configurations
+    rows.sort(key=lambda row: (order.index(row["configuration"]), row["seed"]))
+    print(*table(rows), sep="\n")
+
+
+if __name__ == "__main__":
+    main()
