@@ -13,7 +13,7 @@ from data.errors import UserError
 from data.split import TrainingData, split_for_training
 from model.hyperparameters import NOTEBOOK, REFERENCE
 from search.objective import check_space
-from search.space import checked_point, grid, make_space, nearest
+from search.space import checked_point, grid, make_space, nearest, nearest_known, offers
 from search.warm import plan_warm_start
 from studies.config import DEFAULT_OBJECTIVE, StudyConfig
 from studies.study import OpenedStudy, check_data, create_or_continue, exists, open_study
@@ -104,7 +104,8 @@ def first_trials(config: StudyConfig, origin: str) -> list[dict[str, Any]]:
     """What a new study tries first: the notebook's configuration, the best that is known
     (`REFERENCE`), both as near as the space has them, and the file's `[[start]]`s.
 
-    Each is there once, without the parameters that the space holds fixed. They are never pruned:
+    The sampler chooses what the space varies, but not to the reference's value. Each is there
+    once, without the parameters that the space holds fixed. They are never pruned:
     a study is compared with the notebook's, and what is known to be good may begin slowly.
 
     Args:
@@ -116,8 +117,16 @@ def first_trials(config: StudyConfig, origin: str) -> list[dict[str, Any]]:
     trials: list[dict[str, Any]] = []
     if config.trial.objective == DEFAULT_OBJECTIVE:
         space = make_space(config.space)
-        near = (nearest(space, NOTEBOOK), nearest(space, REFERENCE))
-        trials += [point for point in near if not isinstance(point, str)]
+        baseline = nearest(space, NOTEBOOK)
+        if not isinstance(baseline, str):
+            trials.append(baseline)
+        reference = nearest_known(space, REFERENCE)
+        # Its learning rate means nothing to another optimizer.
+        if reference not in ({}, *trials) and all(
+            offers(space, name, REFERENCE[name], NOTEBOOK[name])
+            for name in ("optimizer", "schedule")
+        ):
+            trials.append(reference)
     for start in _starts(config, origin):
         if start not in trials:
             trials.append(start)

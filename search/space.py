@@ -73,6 +73,15 @@ def nearest(space: Space, configuration: Mapping[str, Any]) -> dict[str, Any] | 
     return point
 
 
+def offers(space: Space, name: str, value: Any, default: Any) -> bool:
+    """Whether a point of the space can have this value of a parameter.
+
+    Args:
+        default: the value, if the space does not name the parameter.
+    """
+    return bool(value == (_nearest_value(space[name], value) if name in space else default))
+
+
 def same_point(
     space: Space, configuration: Mapping[str, Any], constant: Container[str]
 ) -> dict[str, Any] | None:

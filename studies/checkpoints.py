@@ -6,10 +6,10 @@ trial has ended.
 
 import io
 import logging
-import pickle
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from data.files import write_whole
 from studies.results import TrialRecord, rank
 
 _NAME = re.compile(r"trial-(\d+)\.safetensors")
+DIGEST_SIZE = sha256().digest_size
 
 logger = logging.getLogger(__name__)
 
@@ -105,22 +106,25 @@ class CheckpointDirectory:
             OSError: it cannot be written; what was there still is.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        content = io.BytesIO()
-        torch.save({"accuracies": resumable.accuracies, "state": resumable.state}, content)
-        write_whole(self._state_file(trial_number), content.getvalue())
+        file = io.BytesIO()
+        torch.save({"accuracies": resumable.accuracies, "state": resumable.state}, file)
+        content = file.getvalue()
+        write_whole(self._state_file(trial_number), sha256(content).digest() + content)
 
     def load_state(self, trial_number: int) -> Resumable | None:
         """Where a trial can be taken up again; None if it has to begin anew."""
         path = self._state_file(trial_number)
         try:
-            # Tensors, numbers, text and containers of them alone: nothing in it is run.
-            found = torch.load(path, map_location="cpu", weights_only=True)
-            return Resumable(tuple(found["accuracies"]), found["state"])
+            content = path.read_bytes()
         except FileNotFoundError:
             return None
-        except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError):
+        digest, content = content[:DIGEST_SIZE], content[DIGEST_SIZE:]
+        if sha256(content).digest() != digest:
             logger.warning("%s is damaged; trial %d begins anew", path, trial_number)
             return None
+        # Tensors, numbers, text and containers of them alone: nothing in it is run.
+        found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        return Resumable(tuple(found["accuracies"]), found["state"])
 
     def remove_states(self, trial_numbers: Iterable[int]) -> None:
         for number in trial_numbers:

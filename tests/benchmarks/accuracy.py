@@ -49,7 +49,11 @@ def configuration(name: str) -> dict[str, Any]:
     """The parameters of a configuration by its name, with the settings after the colon."""
     from model.hyperparameters import NOTEBOOK, REFERENCE
 
-    known = {"notebook": NOTEBOOK, "pytorch-cifar": PYTORCH_CIFAR, "reference": REFERENCE}
+    known = {
+        "notebook": NOTEBOOK,
+        "pytorch-cifar": {**NOTEBOOK, **PYTORCH_CIFAR},
+        "reference": {**NOTEBOOK, **REFERENCE},
+    }
     base, _, settings = name.partition(":")
     changes = dict(parse_assignment(item) for item in settings.split(",")) if settings else {}
     return {**known[base], **changes}

@@ -13,7 +13,7 @@ from data.split import split_for_training
 from model.trial import Diverged, EpochResult, TrialContext
 from search.objective import End, Objective, Outcome, load_objective, run_trial
 from search.stop import StopRequest
-from studies.checkpoints import CheckpointDirectory
+from studies.checkpoints import CheckpointDirectory, Resumable
 from studies.results import BEST_EPOCH, IMAGES_PER_SECOND
 
 EPOCHS = 4
@@ -185,13 +185,53 @@ def test_a_trial_that_is_run_again_is_judged_from_where_it_was(
     assert outcome == Outcome(End.PRUNED, (0.1, 0.2))
 
 
+def resumable(*accuracies: float, stop_after: tuple[StopRequest, int] | None = None) -> Objective:
+    """An objective that goes on after its state's epoch, and asks to stop within an epoch."""
+
+    def train(_: Mapping[str, Any], context: TrialContext) -> Iterator[EpochResult]:
+        before = context.resume["epoch"] if context.resume else 0
+        for epoch, accuracy in enumerate(accuracies, start=1):
+            if epoch > before:
+                weights, state = {"epoch": torch.tensor(epoch)}, {"epoch": epoch}
+                if stop_after and epoch == stop_after[1]:
+                    stop_after[0]._handle(2, None)
+                yield EpochResult(epoch, accuracy, 1.0, 1000.0, weights, state)
+
+    return train
+
+
+def test_an_interrupted_trial_goes_on_after_its_last_epoch(
+    context: TrialContext, checkpoints: CheckpointDirectory
+) -> None:
+    stop = StopRequest()
+    trial, outcome = run(resumable(0.1, 0.3, stop_after=(stop, 2)), context, checkpoints, stop)
+    assert outcome == Outcome(End.INTERRUPTED, (0.1, 0.3))
+    trial = Trial(trial.study, trial._trial_id)
+    again = resumable(9.0, 9.0, 0.2, 0.25)
+    outcome = run_trial(trial, {}, again, context, checkpoints, StopRequest())
+    assert outcome == Outcome(End.COMPLETE, (0.1, 0.3, 0.2, 0.25))
+    assert trial.study.trials[0].intermediate_values == {1: 0.1, 2: 0.3, 3: 0.2, 4: 0.25}
+    assert int(checkpoints.load(0).weights["epoch"]) == 2, "the best is of before"
+
+
+def test_an_epoch_that_a_dead_worker_could_not_report_is_reported(
+    context: TrialContext, checkpoints: CheckpointDirectory
+) -> None:
+    checkpoints.save_state(0, Resumable((0.1, 0.3), {"epoch": 2}))
+    trial, outcome = run(resumable(9.0, 9.0, 0.2, 0.25), context, checkpoints)
+    assert outcome == Outcome(End.COMPLETE, (0.1, 0.3, 0.2, 0.25))
+    assert trial.study.trials[0].intermediate_values == {1: 0.1, 2: 0.3, 3: 0.2, 4: 0.25}
+
+
 def test_a_full_disk_does_not_end_the_trial(
     context: TrialContext, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").touch()
-    _, outcome = run(epochs(0.1, 0.2, 0.3, 0.4), context, CheckpointDirectory(tmp_path / "file"))
+    file = CheckpointDirectory(tmp_path / "file")
+    _, outcome = run(resumable(0.1, 0.2, 0.3, 0.4), context, file)
     assert outcome.end is End.COMPLETE
-    assert "cannot be written" in caplog.text
+    assert "the checkpoint" in caplog.text
+    assert "its state cannot be written" in caplog.text
 
 
 def test_an_objective_is_found_by_its_name() -> None:

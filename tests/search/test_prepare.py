@@ -6,7 +6,7 @@ import pytest
 from optuna.storages import RDBStorage
 
 from data.errors import UserError
-from model.hyperparameters import NOTEBOOK
+from model.hyperparameters import NOTEBOOK, REFERENCE
 from search.prepare import create_from_file, first_trials
 from search.space import make_space
 from studies.config import SHIPPED, StudyConfig, load_study_file
@@ -20,6 +20,12 @@ NOTEBOOK_POINT = {
     "weight_decay": 1e-6,  # The range's lower bound: the notebook's is 0.
     "augmentation": "flip+resized-crop",
     "color_jitter": False,
+}
+
+REFERENCE_POINT = {
+    name: REFERENCE[name]
+    for name in NOTEBOOK_POINT
+    if name in REFERENCE  # The notebook's value of what it does not name.
 }
 
 SPACE = load_study_file("quickstart").space
@@ -40,11 +46,45 @@ def test_the_first_trial_is_the_notebook_s_configuration(study: str) -> None:
     assert baseline["augmentation"] == "flip+resized-crop"
 
 
+@pytest.mark.parametrize("study", SHIPPED)
+def test_the_second_trial_is_the_reference(study: str) -> None:
+    config = load_study_file(study)
+    second = first_trials(config, study)[1]
+    assert second.items() <= REFERENCE.items()
+    assert {"optimizer", "schedule", "learning_rate", "batch_size", "augmentation"} <= second.keys()
+
+
+def test_what_the_reference_has_and_the_space_has_not_is_as_near_as_can_be() -> None:
+    space = {
+        **{"optimizer": ["sgd", "adam"], "schedule": ["constant", REFERENCE["schedule"]]},
+        **{"learning_rate": {"low": 1e-3, "high": 0.01}, "augmentation": ["flip", "none"]},
+        **{"batch_size": REFERENCE["batch_size"], "ema": [0.0, REFERENCE["ema"]]},
+    }
+    assert first_trials(quickstart(space=space), "mine") == [
+        {
+            **{"optimizer": "sgd", "schedule": REFERENCE["schedule"]},
+            **{"learning_rate": 0.01, "ema": REFERENCE["ema"]},
+        }
+    ]
+
+
+@pytest.mark.parametrize("name", ["optimizer", "schedule"])
+@pytest.mark.parametrize("left_out", [True, False])
+def test_the_reference_is_not_tried_with_another_optimizer_or_schedule(
+    name: str, left_out: bool
+) -> None:
+    space = {**SPACE, name: (NOTEBOOK[name],)}
+    if left_out:
+        del space[name]
+    (baseline,) = first_trials(quickstart(space=space), "mine")
+    assert baseline["learning_rate"] == NOTEBOOK["learning_rate"]
+
+
 def test_a_space_without_the_notebook_s_optimizer_is_searched_without_the_baseline(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = quickstart(**{"space.optimizer": ["sgd", "adamw"]})
-    assert first_trials(config, "mine") == []
+    assert first_trials(config, "mine") == [REFERENCE_POINT]
     storage = open_storage(f"sqlite:///{tmp_path / 'a.db'}", create=True)
     create_from_file(storage, config, "mine", tmp_path)
     assert "its optimizer, 'adam', is not in the search space" in caplog.text
@@ -59,15 +99,20 @@ def test_another_objective_has_no_baseline_but_its_starts() -> None:
 @pytest.mark.parametrize("study", SHIPPED)
 def test_the_starts_that_ship_name_every_parameter_that_varies(study: str) -> None:
     config = load_study_file(study)
-    baseline, *starts = first_trials(config, study)
-    assert len(starts) == len(config.start) > 0
+    baseline, _, *starts = first_trials(config, study)
+    assert len(starts) == len(config.start)
     assert all(start.keys() == baseline.keys() for start in starts)
 
 
 def test_starts_come_in_their_order_each_point_once_without_what_is_fixed() -> None:
     sgd = {"optimizer": "sgd", "learning_rate": 0.1}
     config = quickstart(sgd, {"batch_size": 256}, NOTEBOOK_POINT, {**sgd, "width": 8}, sgd)
-    assert first_trials(config, "mine") == [NOTEBOOK_POINT, sgd, {"batch_size": 256}]
+    assert first_trials(config, "mine") == [
+        NOTEBOOK_POINT,
+        REFERENCE_POINT,
+        sgd,
+        {"batch_size": 256},
+    ]
 
 
 @pytest.mark.parametrize(
@@ -115,6 +160,7 @@ def test_a_new_study_queues_the_notebook_s_the_starts_and_then_the_earlier_study
     config = quickstart(start, {"batch_size": 256}, **{"sampler.warm_start": "old"})
     assert waiting(storage, config, data_cache) == [
         NOTEBOOK_POINT,
+        REFERENCE_POINT,
         start,
         {"batch_size": 256},
         other,
@@ -126,7 +172,7 @@ def test_a_study_continues_without_new_trials_and_refuses_other_starts(
 ) -> None:
     config = quickstart({"batch_size": 256})
     before = waiting(storage, config, data_cache)
-    assert len(before) == 2
+    assert len(before) == 3
     assert waiting(storage, config, data_cache) == before
     changed = quickstart({"batch_size": 128})
     with pytest.raises(UserError, match=r"start\.0\.batch_size: the study has 256, given is 128"):

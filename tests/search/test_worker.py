@@ -1,4 +1,5 @@
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def poor(_: Mapping[str, Any], context: TrialContext) -> Iterator[EpochResult]:
 def make_worker(
     storage: RDBStorage, tmp_path: Path, data_cache: Path, attributes: Mapping[str, Any]
 ) -> Worker:
-    config = load_study_file("quickstart", {"budget.trials": 5})
+    config = load_study_file("quickstart", {"budget.trials": 6})
     dataset = load_dataset("cifar10-mini", data_cache)
     first = first_trials(config, "quickstart")
     opened, _ = create_or_continue(storage, config, dataset.digest, first, attributes)
@@ -57,7 +58,7 @@ def test_the_notebook_s_configuration_and_the_starts_are_never_pruned(
 ) -> None:
     worker = make_worker(storage, tmp_path, data_cache, {})
     first = len(first_trials(worker.opened.config, "quickstart"))
-    assert first == 2
+    assert first == 3
     better = optuna.create_trial(
         value=0.9,
         params={"color_jitter": False},
@@ -67,7 +68,30 @@ def test_the_notebook_s_configuration_and_the_starts_are_never_pruned(
     worker.opened.study.add_trials([better, better])
     worker.work()
     states = [trial.state for trial in worker.opened.study.trials]
-    assert states == [*[TrialState.COMPLETE] * 4, TrialState.PRUNED]
+    assert states == [*[TrialState.COMPLETE] * 5, TrialState.PRUNED]
+
+
+def test_what_a_trial_needs_to_go_on_is_there_until_it_has_ended(
+    storage: RDBStorage, tmp_path: Path, data_cache: Path
+) -> None:
+    stop = StopRequest()
+
+    def interrupted(_: Mapping[str, Any], context: TrialContext) -> Iterator[EpochResult]:
+        before = context.resume["epoch"] if context.resume else 0
+        for epoch in range(before + 1, context.epochs + 1):
+            if epoch == 3 and not before:
+                stop._handle(2, None)
+            yield EpochResult(epoch, 0.1, 1.0, 1000.0, {}, {"epoch": epoch})
+
+    worker = replace(
+        make_worker(storage, tmp_path, data_cache, {}), objective=interrupted, stop=stop
+    )
+    worker.work()
+    (state,) = worker.checkpoints.path.glob("*.state")
+    assert state.name == "trial-00000.state"
+    replace(worker, stop=StopRequest()).work()
+    assert {trial.state for trial in worker.opened.study.trials} == {TrialState.COMPLETE}
+    assert list(worker.checkpoints.path.glob("*.state")) == []
 
 
 def test_the_sampler_weighs_the_trials_of_the_study_that_this_one_started_from(

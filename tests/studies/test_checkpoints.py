@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from data.errors import UserError
-from studies.checkpoints import Checkpoint, CheckpointDirectory, superfluous
+from studies.checkpoints import Checkpoint, CheckpointDirectory, Resumable, superfluous
 from studies.results import TrialRecord
 
 WEIGHTS = {"a": torch.arange(6.0).reshape(2, 3), "steps": torch.tensor(7)}
@@ -48,6 +48,35 @@ def test_an_earlier_checkpoint_survives_a_failed_write(
         directory.save(3, Checkpoint(WEIGHTS, 2, 0.2))
     assert directory.load(3).epoch == 1
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_state_comes_back_as_it_was_until_it_is_removed(tmp_path: Path) -> None:
+    directory = CheckpointDirectory(tmp_path / "new")
+    assert directory.load_state(3) is None
+    state = {"epoch": 2, "model": WEIGHTS, "groups": [{"lr": 0.1, "betas": (0.9, 0.99)}]}
+    directory.save_state(3, Resumable((0.1 + 0.2, 0.4), state))
+    loaded = directory.load_state(3)
+    assert loaded is not None
+    assert loaded.accuracies == (0.1 + 0.2, 0.4)
+    assert torch.equal(loaded.state["model"]["a"], WEIGHTS["a"])
+    assert loaded.state["groups"] == state["groups"]
+    directory.remove_states([3, 4])
+    assert directory.load_state(3) is None
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "empty", "another"])
+def test_a_damaged_state_is_none(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    directory = CheckpointDirectory(tmp_path)
+    directory.save_state(3, Resumable((0.5,), {"model": torch.arange(1000.0)}))
+    (file,) = tmp_path.iterdir()
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    changed = {"cut": content[:-500], "changed": content, "empty": b"", "another": b"x" * 5000}
+    file.write_bytes(bytes(changed[damage]))
+    assert directory.load_state(3) is None
+    assert f"{file} is damaged; trial 3 begins anew" in caplog.text
 
 
 def test_a_damaged_or_missing_checkpoint_is_named(tmp_path: Path) -> None:
