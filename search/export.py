@@ -11,7 +11,7 @@ from torch import Tensor
 
 from data.dataset import Normalisation
 from data.errors import UserError
-from model.evaluate import accuracy
+from model.evaluate import Accuracies, accuracies, accuracy
 from model.hyperparameters import parse_hyperparameters
 from model.resnet import ResNet
 from model.train import build_model
@@ -34,8 +34,8 @@ class Exported:
     config: StudyConfig
     output: Path
     best: TrialRecord
-    test_accuracy: float | None
-    """In [0, 1]; None for an objective of the user's own, whose model is not known here."""
+    test: Accuracies | None
+    """None for an objective of the user's own, whose model is not known here."""
     baseline: TrialRecord | None
     """Trial 0, the notebook's configuration, if it is complete and not the best."""
     confirms: int | None
@@ -91,29 +91,46 @@ def export_trial(
             f"the checkpoint of trial {best.number} is of {checkpoint.validation_accuracy:.2%}, "
             f"but the study recorded {best.value:.2%}; the directory belongs to another study"
         )
-    measured = None
+    test = None
     if opened.config.trial.objective == DEFAULT_OBJECTIVE:
-        measured = test_accuracy(prepared, best, checkpoint, device)
+        model = checked_model(prepared, best, checkpoint, device)
+        test = accuracies(model, prepared.dataset.test, prepared.data.normalisation)
     results = {
         "trained_on": "train",
         "validation_accuracy": best.value,
         "validation_accuracy_per_epoch": list(best.accuracies),
         "best_epoch": checkpoint.epoch,
-        "test_accuracy": measured,
+        **of_test(test),
     }
     description = describe_trial(prepared, best, results, prepared.data.normalisation)
     if confirmation:
         description["confirmation"] = confirmation
     write_export(output, checkpoint.weights, description)
     baseline = baseline_to_show(opened, best)
-    return Exported(opened.config, output, best, measured, baseline, confirms(opened, best))
+    return Exported(opened.config, output, best, test, baseline, confirms(opened, best))
+
+
+def of_test(test: Accuracies | None) -> dict[str, float | None]:
+    """The accuracies on the test images, as the folder's description has them."""
+    return {
+        "test_accuracy": test.plain if test else None,
+        "test_accuracy_with_flips": test.with_flips if test else None,
+    }
 
 
 def test_accuracy(
     prepared: Prepared, best: TrialRecord, checkpoint: Checkpoint, device: torch.device
 ) -> float:
-    """Accuracy on the test images, in [0, 1], after a check of the validation accuracy."""
-    data = prepared.data.to(device)
+    """Accuracy on the test images, in [0, 1], of a model that was checked."""
+    model = checked_model(prepared, best, checkpoint, device)
+    return accuracy(model, prepared.dataset.test, prepared.data.normalisation)
+
+
+def checked_model(
+    prepared: Prepared, best: TrialRecord, checkpoint: Checkpoint, device: torch.device
+) -> ResNet:
+    """The model of a checkpoint; a warning if its validation accuracy is another one here."""
+    data = prepared.data
     model = rebuild(best.parameters, checkpoint.weights, len(data.classes), device)
     validation = accuracy(model, data.validation, data.normalisation)
     if round(abs(validation - checkpoint.validation_accuracy) * len(data.validation)) > 0:
@@ -123,7 +140,7 @@ def test_accuracy(
             100 * checkpoint.validation_accuracy,
             100 * validation,
         )
-    return accuracy(model, prepared.dataset.test.to(device), data.normalisation)
+    return model
 
 
 def rebuild(
@@ -198,11 +215,14 @@ def baseline_record(opened: OpenedStudy) -> TrialRecord | None:
 def describe(exported: Exported) -> str:
     """The best trial, and where it lies, in a few lines."""
     best = exported.best
-    accuracies = f"validation accuracy {best.value or 0:.2%}"
+    reached = f"validation accuracy {best.value or 0:.2%}"
     if exported.retrained:
-        accuracies += " in the search; trained anew on training and validation images"
-    if exported.test_accuracy is not None:
-        accuracies += f", test accuracy {exported.test_accuracy:.2%}"
+        reached += " in the search; trained anew on training and validation images"
+    if exported.test:
+        reached += (
+            f", test accuracy {exported.test.plain:.2%} ({exported.test.with_flips:.2%} averaged "
+            "with mirror images)"
+        )
     trial = f"best: trial {best.number}"
     if exported.confirms is not None:
         trial = (
@@ -210,14 +230,14 @@ def describe(exported: Exported) -> str:
             f"{best.number} of study {exported.config.name!r}"
         )
     lines = [
-        f"{trial}, {accuracies}",
+        f"{trial}, {reached}",
         f"  {readable_parameters(best, exported.config)}",
     ]
     if exported.baseline:
         value = exported.baseline.value or 0
         lines.append(f"  the notebook's configuration (trial 0): validation accuracy {value:.2%}")
     lines.append(f"model: {exported.output}")
-    if exported.test_accuracy is not None:
+    if exported.test:
         lines.append(f"  to use it: hpsearch predict {exported.output} IMAGE...")
     return "\n".join(lines)
 

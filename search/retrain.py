@@ -9,11 +9,11 @@ import torch
 
 from data.errors import UserError
 from data.split import whole_for_training
-from model.evaluate import accuracy
+from model.evaluate import accuracies
 from model.train import train
 from model.trial import Diverged, EpochResult
 from search.device import placed
-from search.export import Exported, baseline_to_show, confirms, describe_trial, rebuild
+from search.export import Exported, baseline_to_show, confirms, describe_trial, of_test, rebuild
 from search.objective import trial_context
 from search.prepare import Prepared
 from studies.config import DEFAULT_OBJECTIVE, StudyConfig
@@ -86,7 +86,7 @@ def export_retrained(
         # By the very last step, of which no loss tells.
         raise Diverged(f"the weights were no longer finite after epoch {last.epoch}")
     model = rebuild(best.parameters, weights, len(data.classes), device)
-    measured = accuracy(model, prepared.dataset.test.to(device), data.normalisation)
+    test = accuracies(model, prepared.dataset.test, data.normalisation)
     before: dict[str, Any] = {
         "trained_on": "train",
         "validation_accuracy": best.value,
@@ -101,11 +101,11 @@ def export_retrained(
         "validation_accuracy": None,
         "best_epoch": None,
         "training_loss_per_epoch": losses,
-        "test_accuracy": measured,
+        **of_test(test),
         "before": before,
     }
     description = describe_trial(prepared, best, results, data.normalisation)
     description["versions"] = versions()
     write_export(output, weights, description)
     baseline, confirmed = baseline_to_show(opened, best), confirms(opened, best)
-    return Exported(opened.config, output, best, measured, baseline, confirmed, retrained=True)
+    return Exported(opened.config, output, best, test, baseline, confirmed, retrained=True)

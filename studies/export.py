@@ -100,7 +100,7 @@ def readme(description: Mapping[str, Any], name: str) -> str:
             "",
             "| this model | accuracy |",
             "|---|---|",
-            f"| test (never seen by the search) | {test:.2%} |",
+            *_test_rows(description),
             "",
             "The search chose its parameters by another model, with the same seed but trained on "
             "the training images alone:",
@@ -115,7 +115,7 @@ def readme(description: Mapping[str, Any], name: str) -> str:
         f"| {searched['validation_accuracy']:.2%} |",
     ]
     if test is not None and not before:
-        lines.append(f"| test (never seen by the search) | {test:.2%} |")
+        lines += _test_rows(description)
     confirmed = searched.get("confirmation")
     if confirmed:
         test_of_all = confirmed["test"]
@@ -159,3 +159,11 @@ def readme(description: Mapping[str, Any], name: str) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _test_rows(description: Mapping[str, Any]) -> list[str]:
+    flips = description["test_accuracy_with_flips"]
+    return [
+        f"| test (never seen by the search) | {description['test_accuracy']:.2%} |",
+        f"| test, each image averaged with its mirror image | {flips:.2%} |",
+    ]

@@ -11,10 +11,12 @@ to ten epochs. After a colon come settings in place of a configuration's own, wi
 
     --configurations reference reference:ema=0.0,label_smoothing=0.1
 
-Each run is a line of `--log`; what is there is not trained again.
+Each run is a line of `--log`; what is there is not trained again, and a run that was interrupted
+goes on after its last epoch.
 """
 
 import argparse
+import hashlib
 import json
 import multiprocessing
 import os
@@ -65,7 +67,7 @@ def train_one(job: tuple[str, int, argparse.Namespace, int]) -> dict[str, Any]:
 
     from data.dataset import load_dataset
     from data.split import stratified_split, whole_for_training
-    from model.evaluate import accuracy
+    from model.evaluate import accuracies
     from model.hyperparameters import parse_hyperparameters
     from model.train import build_model, train
     from model.trial import TrialContext
@@ -83,29 +85,46 @@ def train_one(job: tuple[str, int, argparse.Namespace, int]) -> dict[str, Any]:
     parameters = {**configuration(name), "width": arguments.width}
     model = build_model(parse_hyperparameters(parameters), len(data.classes)).to(device)
     test = dataset.test.to(device)
-    started = time.perf_counter()
+    interrupted = state_file(name, seed, arguments)
+    before: dict[str, Any] = {"speeds": [], "losses": [], "seconds": 0.0, "state": None}
+    if interrupted.exists():
+        before = torch.load(interrupted, map_location="cpu", weights_only=True)
+    speeds, losses, seconds = before["speeds"], before["losses"], before["seconds"]
     context = TrialContext(data.to(device), device, EPOCHS, seed, arguments.precision)
-    speeds, losses = [], []
-    for result in train(parameters, context):
+    started = time.perf_counter()
+    for result in train(parameters, replace(context, resume=before["state"])):
         speeds.append(round(result.images_per_second))
         losses.append(round(result.training_loss, 4))
+        now = time.perf_counter()
+        seconds, started = seconds + now - started, now
         print(f"{name}, seed {seed}: epoch {result.epoch}, loss {losses[-1]}", flush=True)
-    seconds = time.perf_counter() - started
+        done = {"speeds": speeds, "losses": losses, "seconds": seconds, "state": result.state}
+        torch.save(done, interrupted)
     model.load_state_dict(result.weights)
+    interrupted.unlink()
+    measured = accuracies(model, test, data.normalisation)
     return {
         "configuration": name,
         "seed": seed,
         "width": arguments.width,
         "images": len(data.train),
         "data": dataset.digest[:12],
-        "plain": accuracy(model, test, data.normalisation),
-        "flips": accuracy(model, test, data.normalisation, with_flips=True),
+        "plain": measured.plain,
+        "flips": measured.with_flips,
         "seconds": round(seconds, 1),
         "images_per_second": speeds,
         "training_loss": losses,
         "parameters": parameters,
         "torch": torch.__version__,
     }
+
+
+def state_file(name: str, seed: int, arguments: argparse.Namespace) -> Path:
+    """Where a training that is interrupted can be taken up again."""
+    what = f"{name} {arguments.width} {arguments.images} {arguments.precision} {arguments.data}"
+    digest = hashlib.sha256(what.encode()).hexdigest()[:12]
+    log: Path = arguments.log
+    return log.with_name(f"{log.stem}-{digest}-{seed}.state")
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:

@@ -10,7 +10,7 @@ from torch.nn import functional
 from data.dataset import load_dataset
 from data.split import TrainingData, split_for_training
 from model.average import MovingAverage
-from model.evaluate import accuracy, logits
+from model.evaluate import accuracies, accuracy, logits, normalise
 from model.hyperparameters import NOTEBOOK, parse_hyperparameters
 from model.precision import compute_dtype
 from model.resnet import ResNet
@@ -361,6 +361,70 @@ def test_accuracy_is_the_fraction_of_correct_images(
     monkeypatch.setattr("model.evaluate.BATCH_SIZE", 7)
     assert accuracy(model, data.validation, data.normalisation) == correct / 100
     assert model.training, "the model is left in the mode that it was in"
+
+
+def test_a_compiled_network_trains_as_well(
+    context: TrialContext, caplog: pytest.LogCaptureFixture
+) -> None:
+    few = replace(context.data, train=context.data.train.select(torch.arange(64)))
+    context = replace(context, data=few)
+    (plain, _), (compiled, _) = run(context), run(replace(context, compile=True))
+    assert compiled.training_loss == pytest.approx(plain.training_loss, rel=1e-3)
+    assert compiled.weights.keys() == plain.weights.keys()
+    assert _said(caplog) == []
+
+
+def test_a_network_that_cannot_be_compiled_trains_all_the_same(
+    context: TrialContext,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+    torch.compiler.reset()
+    few = replace(context.data, train=context.data.train.select(torch.arange(64)))
+    context = replace(context, data=few)
+    plain, fallen_back = run(context), run(replace(context, compile=True))
+    assert [one.training_loss for one in fallen_back] == [one.training_loss for one in plain]
+    (said,) = _said(caplog)
+    assert "the network is not compiled: " in said
+    assert "no-such-compiler" in said
+    torch.compiler.reset()
+
+
+def _said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Without what the compiler says."""
+    return [record.getMessage() for record in caplog.records if record.name == "model.train"]
+
+
+def test_accuracy_with_flips_is_that_of_the_mean_of_both_views(data: TrainingData) -> None:
+    torch.manual_seed(0)
+    model = ResNet(10, width=4)
+    images, labels = data.validation.images, data.validation.labels
+    found = accuracies(model, data.validation, data.normalisation)
+    assert found.plain == accuracy(model, data.validation, data.normalisation)
+    model.eval()
+    with torch.no_grad():
+        views = [
+            model(normalise(view.float() / 255, data.normalisation))
+            for view in (images, images.flip(3))
+        ]
+    correct = (views[0] + views[1]).argmax(dim=1) == labels
+    assert found.with_flips == int(correct.sum()) / 100
+
+
+def test_evaluation_goes_on_with_fewer_images_at_once_if_memory_is_short(
+    data: TrainingData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = ResNet(10, width=4)
+    expected = logits(model, data.validation.images, data.normalisation)
+    model.register_forward_pre_hook(_out_of_memory_above(30))
+    found = logits(model, data.validation.images, data.normalisation)
+    torch.testing.assert_close(found, expected)
+    model.register_forward_pre_hook(_out_of_memory_above(0))
+    with pytest.raises(torch.OutOfMemoryError):
+        logits(model, data.validation.images, data.normalisation)
 
 
 @pytest.mark.gpu

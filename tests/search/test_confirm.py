@@ -332,7 +332,7 @@ def test_export_names_the_confirmed_trial_and_says_if_the_search_has_a_better_on
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr("search.confirm.test_accuracy", lambda *_: 0.45)
-    monkeypatch.setattr("search.export.test_accuracy", lambda *_: 0.45)
+    monkeypatch.setattr("search.export.accuracy", lambda *_: 0.5)
     confirming = prepare_confirmation(storage, searched, plan(searched.opened, top=1, seeds=1))
     directory = checkpoint_directory(confirming.opened, data_cache).path
     _ended(storage, searched, [0.5, 0.4], directory)()

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from data.dataset import load_dataset
 from data.split import split_for_training, whole_for_training
-from model.evaluate import accuracy
+from model.evaluate import accuracies
 from model.exported import load
 from model.train import train
 from model.trial import Diverged, EpochResult, TrialContext
@@ -81,12 +81,13 @@ def test_the_last_epoch_on_all_images_is_written_and_the_test_images_looked_at(
         assert torch.equal(tensor, written[name]), name
 
     classifier = load(output)
-    assert exported.test_accuracy == accuracy(
+    assert exported.test == accuracies(
         classifier.model, prepared.dataset.test, classifier.normalisation
     )
     trial = json.loads((output / "trial.json").read_text())
     assert trial["trained_on"] == "train+validation"
-    assert trial["test_accuracy"] == exported.test_accuracy
+    assert trial["test_accuracy"] == exported.test.plain
+    assert trial["test_accuracy_with_flips"] == exported.test.with_flips
     assert len(trial["training_loss_per_epoch"]) == 2
     assert trial["validation_accuracy"] is None
     assert "validation_accuracy_per_epoch" not in trial

@@ -199,7 +199,7 @@ def test_the_starts_of_the_template_are_valid(tmp_path: Path) -> None:
     last = lines.index("[sampler]")
     lines[first:last] = [line.removeprefix("# ") for line in lines[first:last]]
     config = load(tmp_path, "\n".join(lines))
-    _, *starts = first_trials(config, str(file))
+    _, _, *starts = first_trials(config, str(file))
     assert len(starts) == len(config.start) == 2
 
 

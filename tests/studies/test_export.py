@@ -19,6 +19,7 @@ DESCRIPTION: dict[str, Any] = {
     "validation_accuracy_per_epoch": [0.5, 0.75],
     "best_epoch": 2,
     "test_accuracy": 0.7,
+    "test_accuracy_with_flips": 0.72,
     "data": {"source": "photos", "classes": ["rose", "tulip"]},
 }
 

@@ -53,6 +53,7 @@ def test_the_python_is_the_same_as_in_an_exported_folder() -> None:
         "validation_accuracy_per_epoch": [0.5],
         "best_epoch": 1,
         "test_accuracy": 0.5,
+        "test_accuracy_with_flips": 0.5,
         "data": {"source": "x", "classes": ["a"]},
     }
     (there,) = re.findall(r"```python\n(.*?)```", readme(description, "best"), re.DOTALL)

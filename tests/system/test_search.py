@@ -14,7 +14,7 @@ from PIL import Image
 
 from data.dataset import load_dataset
 from data.split import split_for_training
-from model.evaluate import accuracy
+from model.evaluate import accuracies, accuracy
 from model.exported import load
 from studies.config import load_study_file
 
@@ -94,7 +94,9 @@ def test_a_search_ends_with_exactly_its_trials_and_the_best_model(
     classifier = load(exported)
     torch.set_num_threads(1)
     assert accuracy(classifier.model, data.validation, data.normalisation) == best["value"]
-    assert accuracy(classifier.model, dataset.test, data.normalisation) == trial["test_accuracy"]
+    test = accuracies(classifier.model, dataset.test, data.normalisation)
+    assert test.plain == trial["test_accuracy"]
+    assert test.with_flips == trial["test_accuracy_with_flips"]
     assert trial["test_accuracy"] > 0.15, "better than chance"
 
 
