@@ -1,20 +1,19 @@
 """How many trials: exactly as many as asked for, however many workers there are.
 
 The rule needs no lock and no counter, only the trials themselves: the budget belongs to the first
-N trials, by number, that have not failed. A worker that is given a trial beyond these hands it
-back. Numbers never change and a failed trial never comes back to life, so two workers can judge
-at different moments and still not run one trial too many.
+N trials, by number, that have not failed. A trial is made as a waiting one, and taken only if it is
+among these. Numbers never change and a failed trial never comes back to life, so two workers can
+judge at different moments and still not run one trial too many.
 """
 
 from collections.abc import Sequence
 from enum import Enum, auto
 
-import optuna
-from optuna.storages import BaseStorage
 from optuna.study import Study
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from data.errors import UserError
+from studies.ownership import OwnedStorage
 from studies.results import ERROR
 
 MOST_FAILURES_IN_A_ROW = 10
@@ -52,39 +51,24 @@ def next_turn(trials: Sequence[FrozenTrial], limit: int | None, may_create: bool
     return Turn.WAIT if any(trial.state in unfinished for trial in taken) else Turn.DONE
 
 
-def claim(study: Study, storage: BaseStorage, limit: int | None, may_create: bool) -> Trial | Turn:
+def claim(study: Study, storage: OwnedStorage, limit: int | None, may_create: bool) -> Trial | Turn:
     """A trial to run, which no other worker has, or what to do instead."""
-    trials = study.get_trials(deepcopy=False)
-    for trial in budgeted(trials, limit):
-        if trial.state == TrialState.WAITING and _take(storage, trial._trial_id):
-            return Trial(study, trial._trial_id)
-    turn = next_turn(trials, limit, may_create)
-    if turn is not Turn.NEW:
-        return turn
-    asked = study.ask()
-    taken = budgeted(study.get_trials(deepcopy=False), limit)
-    if any(trial.number == asked.number for trial in taken):
-        return asked
-    hand_back(storage, asked._trial_id)
-    return Turn.WAIT
+    while True:
+        trials = study.get_trials(deepcopy=False)
+        for trial in budgeted(trials, limit):
+            if trial.state == TrialState.WAITING and storage.take(trial._trial_id):
+                return Trial(study, trial._trial_id)
+        turn = next_turn(trials, limit, may_create)
+        if turn is not Turn.NEW:
+            return turn
+        # It waits for a moment: another may take it, or find that it is beyond the budget.
+        waiting = create_trial(state=TrialState.WAITING)
+        storage.create_new_trial(study._study_id, waiting)
 
 
-def _take(storage: BaseStorage, trial_id: int) -> bool:
-    """Turn a waiting trial into a running one: True for one worker alone, by the database."""
-    try:
-        return storage.set_trial_state_values(trial_id, TrialState.RUNNING)
-    except optuna.exceptions.UpdateFinishedTrialError:
-        return False
-
-
-def hand_back(storage: BaseStorage, trial_id: int) -> None:
-    """Let any worker take this running trial; it keeps its number and parameters."""
-    storage.set_trial_state_values(trial_id, TrialState.WAITING)
-
-
-def withdraw(storage: BaseStorage, trial_id: int) -> None:
+def withdraw(storage: OwnedStorage, trial_id: int) -> None:
     """Let no worker take this waiting trial any more; one that has taken it keeps it."""
-    if _take(storage, trial_id):
+    if storage.take(trial_id):
         storage.set_trial_state_values(trial_id, TrialState.FAIL)
 
 

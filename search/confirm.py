@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from scipy import stats
 
@@ -32,6 +31,7 @@ from studies.confirmation import (
     confirming_name,
     from_json,
 )
+from studies.ownership import OwnedStorage
 from studies.results import CONFIRMS, SEED, TrialRecord, rank, record
 from studies.study import DATA_DIGEST, OpenedStudy, create_or_continue, exists, open_study
 
@@ -75,7 +75,7 @@ def plan(opened: OpenedStudy, top: int, seeds: int) -> list[Retraining]:
 
 
 def prepare_confirmation(
-    storage: RDBStorage, searched: Prepared, retrainings: Sequence[Retraining]
+    storage: OwnedStorage, searched: Prepared, retrainings: Sequence[Retraining]
 ) -> Prepared:
     """Create or continue the confirming study, with every retraining enqueued that it lacks.
 

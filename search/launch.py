@@ -3,7 +3,6 @@
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,18 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-import optuna
-from optuna.storages import BaseStorage
-from optuna.study import Study
-from optuna.trial import TrialState
-
 from search.stop import STOPPED_EXIT_CODES
-from studies.results import ERROR, WORKER
+from studies.ownership import worker_name
 
 MOST_CPU_WORKERS = 4
 """By default; each takes about 0.7 GB of memory."""
 
+POLL_SECONDS = 0.1
 REFRESH_SECONDS = 1.0
+SOON_SECONDS = 60.0
+"""A worker that dies within this time after its start has died soon."""
+MOST_DEATHS = 5
+PAUSE_SECONDS = 1.0
+"""Before the second start in a row; twice as long before each further one."""
+USER_ERROR_EXIT_CODE = 2
 KILL_SECONDS = 5.0
 """How long after a second Ctrl-C a worker that is still there is killed."""
 
@@ -75,11 +76,6 @@ def visible_gpus() -> list[str]:
 
 def _threads(cores: int, workers: int) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(max(cores // workers, 1))}
-
-
-def worker_name(process_id: int) -> str:
-    """How a worker is called in the study, from whatever machine."""
-    return f"{socket.gethostname()}-{process_id}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,75 +146,105 @@ class Interruptions:
         self.received.append(signal.Signals(number))
 
 
+@dataclass(slots=True)
+class Place:
+    """A slot, and the worker that is in it now or was last."""
+
+    slot: Slot
+    worker: WorkerProcess
+    started: float
+    """On the clock `time.monotonic`, like the others."""
+    deaths: int = 0
+    """One after the other, each soon after its start."""
+    starts_again: float | None = None
+    """When, if it waits for that."""
+    ended: bool = False
+    """For good."""
+
+
 def supervise(
-    workers: Sequence[WorkerProcess],
-    study: Study,
-    storage: BaseStorage,
+    slots: Sequence[Slot],
+    start: Callable[[Slot], WorkerProcess],
+    take_back: Callable[[WorkerProcess, str], None],
     interruptions: Interruptions,
-    refresh: Callable[[int], None],
+    refresh: Callable[[Sequence[Place], int], None],
 ) -> list[str]:
-    """Watch workers until all have ended, and pass interruptions on to them.
+    """Keep a worker in each slot until all have ended by themselves, and pass interruptions on.
+
+    One that dies is started again: at once, then after ever longer pauses. One that dies soon after
+    each of `MOST_DEATHS` starts is given up.
 
     Args:
+        start: starts the worker of a slot.
+        take_back: called with a worker that has died and why, to take back its trials.
         refresh: called about every `REFRESH_SECONDS` with the number of interruptions so far.
 
     Returns:
-        For each worker that died or failed, a line that says so.
+        For each slot that was given up, a line that says why.
     """
     troubles: list[str] = []
     passed_on = 0
-    last_passed_on = 0.0
-    running = list(workers)
-    while running:
+    last_passed_on = refreshed = 0.0
+    places = [Place(slot, start(slot), time.monotonic()) for slot in slots]
+    while True:
         while passed_on < len(interruptions.received):
             received = interruptions.received[passed_on]
             # The terminal was closed: workers know of no terminal.
             number = signal.SIGTERM if received is signal.SIGHUP else received
-            for worker in running:
-                worker.process.send_signal(number)
+            for place in places:
+                place.worker.process.send_signal(number)  # Does nothing to one that has ended.
             passed_on += 1
             last_passed_on = time.monotonic()
         if passed_on > 1 and time.monotonic() - last_passed_on > KILL_SECONDS:
-            for worker in running:
-                worker.process.kill()
-        for worker in [item for item in running if item.process.poll() is not None]:
-            running.remove(worker)
-            trouble = _after_end(worker, study, storage, bool(interruptions.received))
-            if trouble:
-                logger.warning(trouble)
-                troubles.append(trouble)
-        refresh(passed_on)
-        if running:
-            try:
-                running[0].process.wait(REFRESH_SECONDS)
-            except subprocess.TimeoutExpired:
-                continue
-    return troubles
+            for place in places:
+                place.worker.process.kill()
+        for place in places:
+            if place.starts_again is not None:
+                if passed_on:
+                    place.starts_again, place.ended = None, True
+                elif time.monotonic() >= place.starts_again:
+                    place.worker, place.started = start(place.slot), time.monotonic()
+                    place.starts_again = None
+            elif not place.ended and place.worker.process.poll() is not None:
+                trouble = _after_end(place, take_back, bool(interruptions.received))
+                if trouble:
+                    troubles.append(trouble)
+        if all(place.ended for place in places):
+            return troubles
+        if time.monotonic() - refreshed > REFRESH_SECONDS:
+            refresh(places, passed_on)
+            refreshed = time.monotonic()
+        time.sleep(POLL_SECONDS)
 
 
 def _after_end(
-    worker: WorkerProcess, study: Study, storage: BaseStorage, interrupted: bool
+    place: Place, take_back: Callable[[WorkerProcess, str], None], interrupted: bool
 ) -> str | None:
+    """Decide what becomes of a slot whose worker has ended: a line, if it is given up."""
+    worker = place.worker
     code = worker.process.returncode
     # Negative: the signal came while the worker was starting and had not prepared for it.
     if code == 0 or (
         interrupted and code in (*STOPPED_EXIT_CODES, -signal.SIGINT, -signal.SIGTERM)
     ):
+        place.ended = True
         return None
-    if code < 0:
-        reason = f"its worker was killed by {signal.Signals(-code).name}"
-    else:
-        reason = f"its worker exited with code {code}"
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if trial.user_attrs.get(WORKER) == worker.name:
-            try:
-                storage.set_trial_user_attr(trial._trial_id, ERROR, reason)
-                storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
-            except optuna.exceptions.UpdateFinishedTrialError:
-                continue
+    reason = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
+    take_back(worker, reason)
     where = f"; see {worker.log}" if worker.log else ""
-    said = _last_line(worker.log)
-    return f"worker {worker.slot.index}: {reason.removeprefix('its worker ')}{where}{said}"
+    line = f"worker {worker.slot.index}: {reason}{where}{_last_line(worker.log)}"
+    lived = time.monotonic() - place.started
+    place.deaths = place.deaths + 1 if lived < SOON_SECONDS else 1
+    if interrupted or code == USER_ERROR_EXIT_CODE:
+        place.ended = True
+    elif place.deaths == MOST_DEATHS:
+        place.ended = True
+        line = f"{line} ({MOST_DEATHS} times soon after its start; given up)"
+    else:
+        pause = 0.0 if place.deaths == 1 else min(PAUSE_SECONDS * 2 ** (place.deaths - 2), 60.0)
+        place.starts_again = time.monotonic() + pause
+    logger.warning("%s%s", line, "" if place.ended else "; it is started again")
+    return line if place.ended else None
 
 
 def _last_line(log: Path | None) -> str:

@@ -21,7 +21,8 @@ class WorkerRow:
 
     slot: Slot
     trial: TrialRecord | None
-    ended: bool
+    state: str
+    """`running`, `starts again` or `ended`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +121,7 @@ def _workers(view: View, elsewhere: Sequence[TrialRecord]) -> Table:
     for row in view.workers:
         name = f"{row.slot.index} ({row.slot.device})"
         if row.trial is None:
-            table.add_row(name, "ended" if row.ended else "-", style="dim")
+            table.add_row(name, "-" if row.state == "running" else row.state, style="dim")
         else:
             table.add_row(name, *_trial_cells(view, row.trial))
     for record in elsewhere:
@@ -167,7 +168,7 @@ def seconds_left(view: View) -> float | None:
         if record.seconds is not None and record.state in ("complete", "pruned", "diverged")
     ]
     budget, estimates = view.config.budget, []
-    active = sum(1 for row in view.workers if not row.ended)
+    active = sum(1 for row in view.workers if row.state != "ended")
     if budget.trials is not None and durations and active:
         remaining = max(budget.trials - summarise(view.records).finished, 0)
         estimates.append(remaining * sum(durations) / len(durations) / active)

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from optuna.storages import RDBStorage
-
 from data.dataset import Dataset, load_dataset
 from data.errors import UserError
 from data.split import TrainingData, split_for_training
@@ -16,6 +14,7 @@ from search.objective import check_space
 from search.space import checked_point, grid, make_space, nearest, nearest_known, offers
 from search.warm import plan_warm_start
 from studies.config import DEFAULT_OBJECTIVE, StudyConfig
+from studies.ownership import OwnedStorage
 from studies.study import OpenedStudy, check_data, create_or_continue, exists, open_study
 
 logger = logging.getLogger(__name__)
@@ -31,7 +30,9 @@ class Prepared:
     is_new: bool
 
 
-def create_from_file(storage: RDBStorage, config: StudyConfig, origin: str, root: Path) -> Prepared:
+def create_from_file(
+    storage: OwnedStorage, config: StudyConfig, origin: str, root: Path
+) -> Prepared:
     """Create or continue the study of a study file.
 
     Args:
@@ -60,7 +61,7 @@ def create_from_file(storage: RDBStorage, config: StudyConfig, origin: str, root
     return Prepared(opened, dataset, data, is_new)
 
 
-def join(storage: RDBStorage, name: str, root: Path, source: str | None = None) -> Prepared:
+def join(storage: OwnedStorage, name: str, root: Path, source: str | None = None) -> Prepared:
     """Open a study that exists already, with the settings that are stored in it.
 
     Args:

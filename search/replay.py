@@ -7,7 +7,6 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from optuna.storages import RDBStorage
 
 from data.errors import UserError
 from model.train import train
@@ -16,6 +15,7 @@ from search.device import device_name, placed, taken_device
 from search.objective import trial_context
 from search.prepare import join
 from studies.config import DEFAULT_OBJECTIVE
+from studies.ownership import OwnedStorage
 from studies.results import DEVICE, SEED, THREADS, record
 from studies.study import VERSIONS, OpenedStudy, open_study, versions
 
@@ -40,7 +40,7 @@ class Replay:
 
 
 def replay_trial(
-    storage: RDBStorage, name: str, number: int, root: Path, source: str | None = None
+    storage: OwnedStorage, name: str, number: int, root: Path, source: str | None = None
 ) -> Replay:
     """Train a trial again, with its seed and for as many epochs as it has reported.
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from optuna.storages import RDBStorage
 from rich.console import Console
 from rich.live import Live
 
@@ -16,6 +15,8 @@ from search.device import placed, taken_device
 from search.export import any_device, describe, export_best
 from search.launch import (
     Interruptions,
+    Place,
+    Slot,
     WorkerProcess,
     plan_slots,
     start_worker,
@@ -27,6 +28,7 @@ from search.prepare import Prepared, create_from_file, join
 from search.stop import StopRequest
 from search.worker import Worker, checkpoint_directory
 from studies.config import DEFAULT_OBJECTIVE, StudyConfig
+from studies.ownership import OwnedStorage
 from studies.results import TrialRecord, record, summarise
 from studies.storage import masked
 from studies.study import OpenedStudy, exists, started_from
@@ -50,7 +52,7 @@ class RunOptions:
     workers_per_gpu: int
 
 
-def run_study(config: StudyConfig, storage: RDBStorage, options: RunOptions) -> int:
+def run_study(config: StudyConfig, storage: OwnedStorage, options: RunOptions) -> int:
     """Run `hpsearch run`: create or continue the study, run workers, export the best.
 
     Returns:
@@ -67,8 +69,9 @@ def run_study(config: StudyConfig, storage: RDBStorage, options: RunOptions) -> 
     interruptions.install()
     troubles: list[str] = []
     if not is_spent(prepared.opened):
-        workers = start_workers(prepared.opened, options, config.data.source, console.is_terminal)
-        troubles = watch(console, prepared.opened, storage, options, workers, interruptions)
+        troubles = run_workers(
+            console, prepared.opened, storage, options, config.data.source, interruptions
+        )
     return _finish(console, prepared, options, troubles, interruptions)
 
 
@@ -79,9 +82,15 @@ def is_spent(opened: OpenedStudy) -> bool:
     return next_turn(trials, opened.config.budget.trials, may_create) is Turn.DONE
 
 
-def start_workers(
-    opened: OpenedStudy, options: RunOptions, source: str, on_terminal: bool
-) -> list[WorkerProcess]:
+def run_workers(
+    console: Console,
+    opened: OpenedStudy,
+    storage: OwnedStorage,
+    options: RunOptions,
+    source: str,
+    interruptions: Interruptions,
+) -> list[str]:
+    """Run workers until the budget is spent, with the live view on a terminal; see `supervise`."""
     config = opened.config
     logs = opened.directory(options.root) / "logs"
     logs.mkdir(parents=True, exist_ok=True)
@@ -90,32 +99,26 @@ def start_workers(
         arguments += ["--allow-objective", config.trial.objective]
     # The URL may hold a password: it goes by the environment, which only the user can read.
     environment = {"HPSEARCH_STORAGE": options.url}
-    workers = []
-    for slot in plan_slots(options.workers, options.workers_per_gpu):
-        log = logs / f"worker-{slot.index}.log" if on_terminal else None
-        workers.append(start_worker(slot, arguments, environment, log))
-    return workers
+    slots = plan_slots(options.workers, options.workers_per_gpu)
 
+    def start(slot: Slot) -> WorkerProcess:
+        log = logs / f"worker-{slot.index}.log" if console.is_terminal else None
+        return start_worker(slot, arguments, environment, log)
 
-def watch(
-    console: Console,
-    opened: OpenedStudy,
-    storage: RDBStorage,
-    options: RunOptions,
-    workers: Sequence[WorkerProcess],
-    interruptions: Interruptions,
-) -> list[str]:
-    """Show the live view on a terminal until all workers have ended; see `supervise`."""
+    def take_back(worker: WorkerProcess, reason: str) -> None:
+        study_id = opened.study._study_id
+        storage.take_back(study_id, worker.name, config.trial.max_retries, reason)
+
     if not console.is_terminal:
-        return supervise(workers, opened.study, storage, interruptions, lambda _: None)
+        return supervise(slots, start, take_back, interruptions, lambda *_: None)
     run_started = time.time()
     with Live(console=console, auto_refresh=False, transient=True) as live:
 
-        def refresh(interrupted: int) -> None:
-            view = _view(opened, options.url, workers, run_started, interrupted)
+        def refresh(places: Sequence[Place], interrupted: int) -> None:
+            view = _view(opened, options.url, places, run_started, interrupted)
             live.update(render(view), refresh=True)
 
-        return supervise(workers, opened.study, storage, interruptions, refresh)
+        return supervise(slots, start, take_back, interruptions, refresh)
 
 
 def announce(console: Console, prepared: Prepared, url: str) -> None:
@@ -141,17 +144,22 @@ def _records(opened: OpenedStudy) -> list[TrialRecord]:
 def _view(
     opened: OpenedStudy,
     url: str,
-    processes: Sequence[WorkerProcess],
+    places: Sequence[Place],
     run_started: float,
     interruptions: int,
 ) -> View:
     records = _records(opened)
     running = {item.worker: item for item in records if item.state == "running"}
     rows = [
-        WorkerRow(item.slot, running.get(item.name), item.process.returncode is not None)
-        for item in processes
+        WorkerRow(place.slot, running.get(place.worker.name), _state(place)) for place in places
     ]
     return View(opened.config, masked(url), records, rows, utc_now(), run_started, interruptions)
+
+
+def _state(place: Place) -> str:
+    if place.ended:
+        return "ended"
+    return "running" if place.starts_again is None else "starts again"
 
 
 def _finish(
@@ -185,7 +193,7 @@ def _finish(
 def run_worker(
     config: StudyConfig | None,
     study: str,
-    storage: RDBStorage,
+    storage: OwnedStorage,
     root: Path,
     source: str | None,
     allowed_objective: str | None,

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from optuna.storages import RDBStorage
 from rich.console import Console
 
 from search.confirm import Retraining, judge, missing, plan, prepare_confirmation
@@ -10,15 +9,16 @@ from search.export import any_device
 from search.launch import Interruptions
 from search.objective import load_objective
 from search.prepare import Prepared, join
-from search.run import RunOptions, announce, start_workers, watch
+from search.run import RunOptions, announce, run_workers
 from search.run_export import export_confirmed
 from search.worker import checkpoint_directory
 from studies.confirmation import Confirmation, TestResult
+from studies.ownership import OwnedStorage
 from studies.study import OpenedStudy, check_objective, open_study
 
 
 def confirm_study(
-    storage: RDBStorage,
+    storage: OwnedStorage,
     name: str,
     options: RunOptions,
     source: str | None,
@@ -52,8 +52,7 @@ def confirm_study(
     troubles: list[str] = []
     if missing(prepared.opened, retrainings):
         here = source or prepared.opened.config.data.source
-        workers = start_workers(prepared.opened, options, here, console.is_terminal)
-        troubles = watch(console, prepared.opened, storage, options, workers, interruptions)
+        troubles = run_workers(console, prepared.opened, storage, options, here, interruptions)
     for trouble in troubles:
         console.print(trouble, style="red", highlight=False, markup=False)
     if interruptions.received:

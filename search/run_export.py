@@ -5,7 +5,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from optuna.storages import RDBStorage
 
 from search.device import taken_device
 from search.export import Exported, any_device, best_record, export_best, export_trial
@@ -13,6 +12,7 @@ from search.prepare import Prepared, join
 from search.retrain import check_retrainable, export_retrained
 from studies.confirmation import Confirmation, confirmation_of, confirming_name
 from studies.export import check_output
+from studies.ownership import OwnedStorage
 from studies.results import record
 from studies.study import open_study
 
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def export_study(
-    storage: RDBStorage,
+    storage: OwnedStorage,
     name: str,
     root: Path,
     output: Path,

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import optuna
-from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from data.errors import UserError
@@ -18,6 +17,7 @@ from model.hyperparameters import NOTEBOOK
 from search.space import make_space, nearest_known, same_point
 from studies.config import DEFAULT_OBJECTIVE, StudyConfig, is_fixed
 from studies.confirmation import confirmation_of
+from studies.ownership import OwnedStorage
 from studies.results import TrialRecord, rank, record
 from studies.study import WARM_START, OpenedStudy, open_study
 
@@ -41,7 +41,7 @@ class WarmStart:
 
 
 def plan_warm_start(
-    storage: RDBStorage, config: StudyConfig, tried: Sequence[Mapping[str, Any]] = ()
+    storage: OwnedStorage, config: StudyConfig, tried: Sequence[Mapping[str, Any]] = ()
 ) -> WarmStart:
     """Read from the earlier study what a new one will need.
 

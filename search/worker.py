@@ -12,13 +12,11 @@ from pathlib import Path
 
 import optuna
 import torch
-from optuna.storages import RDBStorage, fail_stale_trials
 from optuna.trial import Trial, TrialState
 
 from data.split import TrainingData
-from search.budget import Turn, check_failures, claim, hand_back
+from search.budget import Turn, check_failures, claim
 from search.device import device_name, free_memory
-from search.launch import worker_name
 from search.objective import End, Objective, Outcome, run_trial, suggest, trial_context
 from search.prepare import first_trials
 from search.samplers import derived_seed, make_pruner, make_sampler
@@ -26,8 +24,9 @@ from search.space import make_space
 from search.stop import StopRequest
 from search.warm import earlier_trials
 from studies.checkpoints import CheckpointDirectory, ended, superfluous
+from studies.ownership import NotOwned, OwnedStorage, worker_name
 from studies.results import DEVICE, DIVERGED, ERROR, SEED, THREADS, WORKER, record
-from studies.storage import HEARTBEAT_SECONDS, quiet_optuna
+from studies.storage import HEARTBEAT_SECONDS, STALE_SECONDS, quiet_optuna
 from studies.study import OpenedStudy
 
 POLL_SECONDS = 1.0
@@ -41,7 +40,7 @@ class Worker:
     """All that a worker needs; its methods are the steps of its loop."""
 
     opened: OpenedStudy
-    storage: RDBStorage
+    storage: OwnedStorage
     objective: Objective
     data: TrainingData
     """On `device`."""
@@ -69,19 +68,30 @@ class Worker:
                 logger.info("the time is up")
                 return
             with quiet_optuna():
-                fail_stale_trials(study)
+                self._take_back_lost_trials()
                 check_failures(study.get_trials(deepcopy=False)[trials_before:])
                 claimed = claim(study, self.storage, config.budget.trials, may_create)
             if isinstance(claimed, Trial):
                 try:
                     self._run(claimed)
-                except optuna.exceptions.UpdateFinishedTrialError:
+                except (NotOwned, optuna.exceptions.UpdateFinishedTrialError):
                     # Its heartbeat stopped for too long, for instance while a laptop was asleep.
-                    logger.warning("trial %d was taken for dead and ended", claimed.number)
+                    logger.warning(
+                        "trial %d: this worker was taken for dead; another has it now",
+                        claimed.number,
+                    )
             elif claimed is Turn.WAIT:
                 time.sleep(POLL_SECONDS)
             else:
                 return
+
+    def _take_back_lost_trials(self) -> None:
+        retries = self.opened.config.trial.max_retries
+        for trial_id, owner in self.storage.lost_trials(self.opened.study._study_id).items():
+            reason = f"no sign of life for {STALE_SECONDS} s"
+            if self.storage.take_away(trial_id, owner, retries, reason):
+                number = self.storage.get_trial(trial_id).number
+                logger.warning("trial %d: its worker was lost (%s)", number, reason)
 
     def _run(self, trial: Trial) -> None:
         config = self.opened.config
@@ -133,12 +143,12 @@ class Worker:
             study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
             logger.error("trial %d: failed: %s", number, outcome.reason)
         else:
-            hand_back(self.storage, trial._trial_id)
+            self.storage.hand_back(trial._trial_id)
             logger.info("trial %d: interrupted after epoch %d, handed back", number, epochs)
 
 
 @contextmanager
-def beating_heart(storage: RDBStorage, trial_id: int) -> Iterator[None]:
+def beating_heart(storage: OwnedStorage, trial_id: int) -> Iterator[None]:
     """Record a heartbeat of the trial from now on, so that others know that it is alive."""
     storage.record_heartbeat(trial_id)
     ended = threading.Event()

@@ -120,6 +120,8 @@ class TrialSettings(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     deterministic: bool = False
     """Whether a GPU, too, is to give the same results each time."""
+    max_retries: int = Field(default=3, ge=0)
+    """How many workers a trial may lose before it has failed."""
     compile: bool = False
     """Whether to compile the network with `torch.compile`."""
 

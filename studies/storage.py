@@ -9,11 +9,11 @@ from typing import Any
 
 import optuna
 import sqlalchemy
-from optuna.storages import RDBStorage
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from data.errors import UserError
+from studies.ownership import OwnedStorage
 
 DEFAULT_URL = "sqlite:///hpsearch.db"
 
@@ -27,7 +27,7 @@ OPEN_ATTEMPTS = 5
 """Processes that open a new database at once may collide while they create its tables."""
 
 
-def open_storage(url: str, create: bool = False) -> RDBStorage:
+def open_storage(url: str, create: bool = False) -> OwnedStorage:
     """Open a database, with its tables created where there are none.
 
     Args:
@@ -104,7 +104,7 @@ def masked(url: str) -> str:
     return parsed.difference_update_query(secret).render_as_string(hide_password=True)
 
 
-def _open(url: URL) -> RDBStorage:
+def _open(url: URL) -> OwnedStorage:
     sqlite = url.get_backend_name() == "sqlite"
     arguments: dict[str, Any] = {"pool_pre_ping": True}
     if sqlite:
@@ -112,7 +112,7 @@ def _open(url: URL) -> RDBStorage:
     elif url.get_backend_name() == "postgresql":
         arguments["connect_args"] = {"connect_timeout": CONNECT_SECONDS}
     with quiet_optuna():
-        storage = RDBStorage(
+        storage = OwnedStorage(
             url.render_as_string(hide_password=False),
             engine_kwargs=arguments,
             heartbeat_interval=HEARTBEAT_SECONDS,

@@ -14,7 +14,6 @@ from search.budget import (
     budgeted,
     check_failures,
     claim,
-    hand_back,
     next_turn,
 )
 from studies.results import ERROR
@@ -71,7 +70,7 @@ def test_a_trial_that_was_handed_back_is_run_again_under_its_number(storage_url:
         assert isinstance(first, Trial)
         rate = first.suggest_float("learning_rate", 0, 1)
         assert claim(study, storage, limit=1, may_create=True) is Turn.WAIT
-        hand_back(storage, first._trial_id)
+        storage.hand_back(first._trial_id)
         again = claim(study, storage, limit=1, may_create=True)
     assert isinstance(again, Trial)
     assert again.number == first.number

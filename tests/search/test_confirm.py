@@ -6,7 +6,6 @@ import optuna
 import pytest
 import torch
 from optuna.distributions import FloatDistribution
-from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
 from data.dataset import load_dataset
@@ -24,6 +23,7 @@ from search.worker import checkpoint_directory
 from studies.checkpoints import Checkpoint, CheckpointDirectory, superfluous
 from studies.config import TrialSettings, load_study_file
 from studies.confirmation import Confirmation, confirmation_of
+from studies.ownership import OwnedStorage
 from studies.results import CONFIRMS, DIVERGED, SEED, TrialRecord, record
 from studies.storage import open_storage
 from studies.study import OpenedStudy, create_or_continue, open_study, stored_config
@@ -32,12 +32,12 @@ RATES = FloatDistribution(1e-4, 0.5, log=True)
 
 
 @pytest.fixture
-def storage(tmp_path: Path) -> RDBStorage:
+def storage(tmp_path: Path) -> OwnedStorage:
     return open_storage(f"sqlite:///{tmp_path / 'a.db'}", create=True)
 
 
 @pytest.fixture
-def searched(storage: RDBStorage, data_cache: Path) -> Prepared:
+def searched(storage: OwnedStorage, data_cache: Path) -> Prepared:
     """Trial 0, the notebook's, is pruned; trials 1 to 4 are complete, 2 and 3 are one point."""
     config = load_study_file("quickstart", {"sampler.warm_start": "earlier"})
     dataset = load_dataset("cifar10-mini", data_cache)
@@ -76,7 +76,7 @@ def test_more_configurations_than_there_are_is_all_of_them(searched: Prepared) -
     assert [item.trial for item in plan(searched.opened, top=9, seeds=1)] == [2, 1, 4, 0]
 
 
-def test_nothing_complete_is_nothing_to_confirm(storage: RDBStorage) -> None:
+def test_nothing_complete_is_nothing_to_confirm(storage: OwnedStorage) -> None:
     opened, _ = create_or_continue(storage, load_study_file("quickstart"), "0" * 16, [])
     with pytest.raises(UserError, match="no trial is complete yet"):
         plan(opened, top=1, seeds=1)
@@ -91,7 +91,7 @@ def _waiting(opened: OpenedStudy) -> list[tuple[int, int]]:
 
 
 def test_a_retraining_is_enqueued_once_and_again_when_it_failed(
-    storage: RDBStorage, searched: Prepared
+    storage: OwnedStorage, searched: Prepared
 ) -> None:
     retrainings = plan(searched.opened, top=1, seeds=2)
     opened = prepare_confirmation(storage, searched, retrainings).opened
@@ -118,7 +118,9 @@ def test_a_retraining_is_enqueued_once_and_again_when_it_failed(
     assert repaired.config.budget.trials == 4
 
 
-def test_more_seeds_add_to_an_earlier_confirmation(storage: RDBStorage, searched: Prepared) -> None:
+def test_more_seeds_add_to_an_earlier_confirmation(
+    storage: OwnedStorage, searched: Prepared
+) -> None:
     prepare_confirmation(storage, searched, plan(searched.opened, top=1, seeds=1))
     opened = prepare_confirmation(storage, searched, plan(searched.opened, top=1, seeds=3)).opened
     assert len(_waiting(opened)) == 6
@@ -126,7 +128,7 @@ def test_more_seeds_add_to_an_earlier_confirmation(storage: RDBStorage, searched
 
 
 def test_a_worker_of_a_smaller_confirmation_that_still_runs_removes_no_checkpoint(
-    storage: RDBStorage, searched: Prepared
+    storage: OwnedStorage, searched: Prepared
 ) -> None:
     # It knows the settings from when it began; meanwhile others train for a larger one.
     smaller = prepare_confirmation(storage, searched, plan(searched.opened, top=1, seeds=1)).opened
@@ -138,7 +140,7 @@ def test_a_worker_of_a_smaller_confirmation_that_still_runs_removes_no_checkpoin
 
 
 def test_fewer_seeds_withdraw_what_an_interrupted_confirmation_left(
-    storage: RDBStorage, searched: Prepared
+    storage: OwnedStorage, searched: Prepared
 ) -> None:
     prepare_confirmation(storage, searched, plan(searched.opened, top=3, seeds=3))
     fewer = plan(searched.opened, top=1, seeds=1)
@@ -148,7 +150,7 @@ def test_fewer_seeds_withdraw_what_an_interrupted_confirmation_left(
 
 
 def test_two_commands_at_once_leave_a_confirmation_that_can_end(
-    storage: RDBStorage, searched: Prepared
+    storage: OwnedStorage, searched: Prepared
 ) -> None:
     retrainings = plan(searched.opened, top=1, seeds=1)
     opened = prepare_confirmation(storage, searched, retrainings).opened
@@ -164,7 +166,7 @@ def test_two_commands_at_once_leave_a_confirmation_that_can_end(
 
 
 def test_another_study_of_the_same_name_is_not_confirmed_by_old_retrainings(
-    storage: RDBStorage, searched: Prepared
+    storage: OwnedStorage, searched: Prepared
 ) -> None:
     retrainings = plan(searched.opened, top=1, seeds=1)
     prepare_confirmation(storage, searched, retrainings)
@@ -176,7 +178,7 @@ def test_another_study_of_the_same_name_is_not_confirmed_by_old_retrainings(
 
 
 def test_an_earlier_study_s_confirmation_is_named_whatever_else_differs_and_left_as_it_was(
-    storage: RDBStorage, searched: Prepared
+    storage: OwnedStorage, searched: Prepared
 ) -> None:
     before = prepare_confirmation(storage, searched, plan(searched.opened, top=3, seeds=3)).opened
     longer = searched.opened.config.model_copy(update={"trial": TrialSettings(epochs=3)})
@@ -189,7 +191,7 @@ def test_an_earlier_study_s_confirmation_is_named_whatever_else_differs_and_left
 
 
 def test_a_study_that_happens_to_have_the_name_is_not_taken_for_a_confirmation(
-    storage: RDBStorage, searched: Prepared
+    storage: OwnedStorage, searched: Prepared
 ) -> None:
     own = load_study_file("quickstart", {"name": "quickstart-confirm"})
     create_or_continue(storage, own, "0" * 16, [])
@@ -201,7 +203,7 @@ def test_a_study_that_happens_to_have_the_name_is_not_taken_for_a_confirmation(
 
 
 def test_a_confirmation_can_be_run_by_its_name(
-    storage: RDBStorage, searched: Prepared, data_cache: Path
+    storage: OwnedStorage, searched: Prepared, data_cache: Path
 ) -> None:
     retrainings = plan(searched.opened, top=1, seeds=1)
     confirming = prepare_confirmation(storage, searched, retrainings).opened
@@ -212,7 +214,7 @@ def test_a_confirmation_can_be_run_by_its_name(
 
 
 def test_an_objective_that_only_the_database_names_is_refused_before_its_import(
-    storage: RDBStorage, tmp_path: Path
+    storage: OwnedStorage, tmp_path: Path
 ) -> None:
     own = load_study_file("quickstart", {"trial.objective": "nowhere:train"})
     create_or_continue(storage, own, "0" * 16, [])
@@ -225,7 +227,7 @@ def test_an_objective_that_only_the_database_names_is_refused_before_its_import(
 
 
 def _ended(
-    storage: RDBStorage, searched: Prepared, values: list[float | None], directory: Path
+    storage: OwnedStorage, searched: Prepared, values: list[float | None], directory: Path
 ) -> Callable[[], Confirmation]:
     """What judges retrainings of the best and the notebook's, with these values in turn.
 
@@ -249,7 +251,7 @@ def _ended(
 
 
 def test_what_lost_a_seed_counts_less_and_has_no_interval(
-    storage: RDBStorage, searched: Prepared, tmp_path: Path
+    storage: OwnedStorage, searched: Prepared, tmp_path: Path
 ) -> None:
     found = _ended(storage, searched, [0.6, 0.3, None, 0.5], tmp_path)()
     assert found.winner.trial == 0
@@ -263,7 +265,7 @@ def test_what_lost_a_seed_counts_less_and_has_no_interval(
 
 
 def test_a_winner_that_lost_a_seed_is_said_to_and_has_no_interval(
-    storage: RDBStorage, searched: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    storage: OwnedStorage, searched: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def as_in_validation(_: Prepared, run: TrialRecord, *__: object) -> float:
         assert run.value is not None
@@ -288,7 +290,7 @@ def test_a_winner_that_lost_a_seed_is_said_to_and_has_no_interval(
 
 
 def test_without_a_lost_seed_the_difference_has_an_interval(
-    storage: RDBStorage, searched: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    storage: OwnedStorage, searched: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     accuracies = iter([0.6, 0.7, 0.2, 0.1])
     monkeypatch.setattr("search.confirm.test_accuracy", lambda *_: next(accuracies))
@@ -301,7 +303,7 @@ def test_without_a_lost_seed_the_difference_has_an_interval(
 
 
 def test_an_answer_that_was_given_is_kept(
-    storage: RDBStorage, searched: Prepared, tmp_path: Path
+    storage: OwnedStorage, searched: Prepared, tmp_path: Path
 ) -> None:
     ask = _ended(storage, searched, [0.6, 0.3, 0.5, None], tmp_path)
     found = ask()
@@ -316,7 +318,7 @@ def test_an_answer_that_was_given_is_kept(
 
 
 def test_without_a_survivor_there_is_no_winner(
-    storage: RDBStorage, searched: Prepared, tmp_path: Path
+    storage: OwnedStorage, searched: Prepared, tmp_path: Path
 ) -> None:
     ask = _ended(storage, searched, [None, None], tmp_path)
     with pytest.raises(UserError, match="every retraining diverged"):
@@ -324,7 +326,7 @@ def test_without_a_survivor_there_is_no_winner(
 
 
 def test_export_names_the_confirmed_trial_and_says_if_the_search_has_a_better_one_by_now(
-    storage: RDBStorage,
+    storage: OwnedStorage,
     searched: Prepared,
     data_cache: Path,
     tmp_path: Path,

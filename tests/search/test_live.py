@@ -41,8 +41,8 @@ def trial(number: int, state: str, *accuracies: float, **changes: Any) -> TrialR
 def view(*records: TrialRecord, interruptions: int = 0, run_started: float = 0.0) -> View:
     running = [record for record in records if record.state == "running"]
     rows = [
-        WorkerRow(Slot(1, "cpu", {}), running[0] if running else None, ended=False),
-        WorkerRow(Slot(2, "cuda:0", {}), None, ended=False),
+        WorkerRow(Slot(1, "cpu", {}), running[0] if running else None, state="running"),
+        WorkerRow(Slot(2, "cuda:0", {}), None, state="running"),
     ]
     url = "sqlite:///hpsearch.db"
     return View(CONFIG, url, records, rows, NOW, run_started, interruptions)

@@ -3,13 +3,13 @@ from typing import Any
 
 import optuna
 import pytest
-from optuna.storages import RDBStorage
 
 from data.errors import UserError
 from model.hyperparameters import NOTEBOOK, REFERENCE
 from search.prepare import create_from_file, first_trials
 from search.space import make_space
 from studies.config import SHIPPED, StudyConfig, load_study_file
+from studies.ownership import OwnedStorage
 from studies.storage import open_storage
 
 NOTEBOOK_POINT = {
@@ -136,17 +136,17 @@ def test_a_start_outside_the_space_is_one_line_that_names_it(
 
 
 @pytest.fixture
-def storage(tmp_path: Path) -> RDBStorage:
+def storage(tmp_path: Path) -> OwnedStorage:
     return open_storage(f"sqlite:///{tmp_path / 'a.db'}", create=True)
 
 
-def waiting(storage: RDBStorage, config: StudyConfig, root: Path) -> list[dict[str, Any]]:
+def waiting(storage: OwnedStorage, config: StudyConfig, root: Path) -> list[dict[str, Any]]:
     study = create_from_file(storage, config, "mine", root).opened.study
     return [trial.system_attrs["fixed_params"] for trial in study.trials]
 
 
 def test_a_new_study_queues_the_notebook_s_the_starts_and_then_the_earlier_study_s(
-    storage: RDBStorage, data_cache: Path
+    storage: OwnedStorage, data_cache: Path
 ) -> None:
     old = create_from_file(storage, quickstart(name="old"), "old", data_cache).opened
     start = {**NOTEBOOK_POINT, "optimizer": "sgd", "learning_rate": 0.1}
@@ -168,7 +168,7 @@ def test_a_new_study_queues_the_notebook_s_the_starts_and_then_the_earlier_study
 
 
 def test_a_study_continues_without_new_trials_and_refuses_other_starts(
-    storage: RDBStorage, data_cache: Path
+    storage: OwnedStorage, data_cache: Path
 ) -> None:
     config = quickstart({"batch_size": 256})
     before = waiting(storage, config, data_cache)
@@ -179,7 +179,7 @@ def test_a_study_continues_without_new_trials_and_refuses_other_starts(
         create_from_file(storage, changed, "mine", data_cache)
 
 
-def test_a_grid_comes_after_the_starts(storage: RDBStorage, data_cache: Path) -> None:
+def test_a_grid_comes_after_the_starts(storage: OwnedStorage, data_cache: Path) -> None:
     space = {"learning_rate": {"low": 1e-3, "high": 0.1, "log": True}, "width": 8}
     config = quickstart({"learning_rate": 0.05}, space=space, **{"sampler.name": "grid"})
     rates = [point["learning_rate"] for point in waiting(storage, config, data_cache)]

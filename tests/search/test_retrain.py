@@ -9,7 +9,6 @@ import optuna
 import pytest
 import torch
 from optuna.distributions import CategoricalDistribution, FloatDistribution
-from optuna.storages import RDBStorage
 from safetensors.torch import load_file
 
 from data.dataset import load_dataset
@@ -23,6 +22,7 @@ from search.export import best_record
 from search.prepare import Prepared
 from search.retrain import export_retrained
 from studies.config import load_study_file
+from studies.ownership import OwnedStorage
 from studies.results import BEST_EPOCH, SEED
 from studies.storage import open_storage
 from studies.study import create_or_continue
@@ -33,7 +33,7 @@ CPU = torch.device("cpu")
 RATES = FloatDistribution(1e-4, 1e30, log=True)
 
 
-def searched(storage: RDBStorage, cache: Path, rate: float) -> Prepared:
+def searched(storage: OwnedStorage, cache: Path, rate: float) -> Prepared:
     """A study of 400 training and 100 test images, with one complete trial of this rate."""
     whole = load_dataset("cifar10-mini", cache)
     dataset = replace(
@@ -62,12 +62,12 @@ def searched(storage: RDBStorage, cache: Path, rate: float) -> Prepared:
 
 
 @pytest.fixture
-def storage(tmp_path: Path) -> RDBStorage:
+def storage(tmp_path: Path) -> OwnedStorage:
     return open_storage(f"sqlite:///{tmp_path / 'a.db'}", create=True)
 
 
 def test_the_last_epoch_on_all_images_is_written_and_the_test_images_looked_at(
-    storage: RDBStorage, data_cache: Path, tmp_path: Path
+    storage: OwnedStorage, data_cache: Path, tmp_path: Path
 ) -> None:
     prepared = searched(storage, data_cache, 0.01)
     output = tmp_path / "whole"
@@ -96,7 +96,7 @@ def test_the_last_epoch_on_all_images_is_written_and_the_test_images_looked_at(
 
 
 def test_an_interrupted_training_writes_nothing(
-    storage: RDBStorage, data_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    storage: OwnedStorage, data_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(_: Mapping[str, Any], __: TrialContext) -> Iterator[EpochResult]:
         yield EpochResult(1, float("nan"), 1.0, 100.0, {})
@@ -111,7 +111,7 @@ def test_an_interrupted_training_writes_nothing(
 
 
 def test_weights_that_the_last_step_made_infinite_are_not_written(
-    storage: RDBStorage, data_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    storage: OwnedStorage, data_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def infinite(_: Mapping[str, Any], __: TrialContext) -> Iterator[EpochResult]:
         yield EpochResult(1, float("nan"), 1.0, 100.0, {"weight": torch.tensor(float("inf"))})
@@ -123,7 +123,7 @@ def test_weights_that_the_last_step_made_infinite_are_not_written(
 
 
 def test_a_training_that_diverges_is_one_line_and_exit_code_1(
-    storage: RDBStorage, hpsearch: Hpsearch, data_cache: Path, tmp_path: Path
+    storage: OwnedStorage, hpsearch: Hpsearch, data_cache: Path, tmp_path: Path
 ) -> None:
     searched(storage, data_cache, 1e30)
     url = f"sqlite:///{tmp_path / 'a.db'}"

@@ -4,7 +4,6 @@ from typing import Any
 
 import optuna
 import pytest
-from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
 from data.errors import UserError
@@ -21,6 +20,7 @@ from search.warm import (
 )
 from studies.config import StudyConfig, load_study_file, parse_study
 from studies.confirmation import CONFIRMATION, SEARCHED
+from studies.ownership import OwnedStorage
 from studies.results import DIVERGED
 from studies.storage import open_storage
 from studies.study import WARM_START, OpenedStudy, create_or_continue, started_from
@@ -41,7 +41,7 @@ SPACE = {
 
 
 @pytest.fixture
-def storage(tmp_path: Path) -> RDBStorage:
+def storage(tmp_path: Path) -> OwnedStorage:
     return open_storage(f"sqlite:///{tmp_path / 'a.db'}", create=True)
 
 
@@ -71,7 +71,7 @@ def add(
 
 
 @pytest.fixture
-def old(storage: RDBStorage) -> OpenedStudy:
+def old(storage: OwnedStorage) -> OpenedStudy:
     """Best first: 0.8 at 1.0, 0.7 with sgd, 0.6 the same again, 0.5 at 1e-5, 0.4; two pruned."""
     opened, _ = create_or_continue(storage, config("old", EARLIER_SPACE), DIGEST, [])
     add(opened, 0.01, "adam", 0.1, 0.3, 0.4)
@@ -86,7 +86,7 @@ def old(storage: RDBStorage) -> OpenedStudy:
     return opened
 
 
-def create(storage: RDBStorage, settings: StudyConfig) -> OpenedStudy:
+def create(storage: OwnedStorage, settings: StudyConfig) -> OpenedStudy:
     warm = plan_warm_start(storage, settings)
     opened, _ = create_or_continue(storage, settings, DIGEST, warm.starts, warm.attributes)
     return opened
@@ -94,7 +94,7 @@ def create(storage: RDBStorage, settings: StudyConfig) -> OpenedStudy:
 
 @pytest.mark.usefixtures("old")
 def test_the_best_distinct_configurations_are_mapped_into_the_new_space(
-    storage: RDBStorage,
+    storage: OwnedStorage,
 ) -> None:
     # The batch size is the notebook's, which the earlier study left as it is; the width is fixed.
     assert plan_warm_start(storage, new()).starts == [
@@ -105,7 +105,7 @@ def test_the_best_distinct_configurations_are_mapped_into_the_new_space(
 
 
 @pytest.mark.usefixtures("old")
-def test_what_is_tried_anyway_is_not_tried_twice(storage: RDBStorage) -> None:
+def test_what_is_tried_anyway_is_not_tried_twice(storage: OwnedStorage) -> None:
     settings = new(**{"space.learning_rate": {"low": 1e-3, "high": 0.5, "log": True}})
     (baseline,) = first_trials(settings, "new")
     # 1e-5 comes to lie on the notebook's 1e-3.
@@ -120,21 +120,21 @@ def test_what_is_tried_anyway_is_not_tried_twice(storage: RDBStorage) -> None:
     assert [start["learning_rate"] for start in starts] == [0.5, 0.01]
 
 
-def test_a_confirmed_winner_comes_first(storage: RDBStorage, old: OpenedStudy) -> None:
+def test_a_confirmed_winner_comes_first(storage: OwnedStorage, old: OpenedStudy) -> None:
     confirm(storage, old.identity)
     starts = plan_warm_start(storage, new()).starts
     assert [start["learning_rate"] for start in starts] == [0.01, 0.5, 0.02]
 
 
 def test_the_winner_of_an_earlier_study_of_the_name_does_not_count(
-    storage: RDBStorage, old: OpenedStudy
+    storage: OwnedStorage, old: OpenedStudy
 ) -> None:
     confirm(storage, "of another study")
     starts = plan_warm_start(storage, new()).starts
     assert starts[0]["learning_rate"] == 0.5
 
 
-def confirm(storage: RDBStorage, identity: str) -> None:
+def confirm(storage: OwnedStorage, identity: str) -> None:
     """Let trial 0 be the confirmed winner of the study of that identity."""
     confirming, _ = create_or_continue(
         storage, config("old-confirm", EARLIER_SPACE), DIGEST, [], {SEARCHED: identity}
@@ -154,7 +154,7 @@ def confirm(storage: RDBStorage, identity: str) -> None:
 
 
 def test_finished_trials_that_are_points_of_the_new_space_come_along_and_stay(
-    storage: RDBStorage, old: OpenedStudy
+    storage: OwnedStorage, old: OpenedStudy
 ) -> None:
     opened = create(storage, new())
     optuna.delete_study(study_name="old", storage=storage)
@@ -180,7 +180,7 @@ def test_finished_trials_that_are_points_of_the_new_space_come_along_and_stay(
 
 @pytest.mark.usefixtures("old")
 def test_a_study_that_takes_no_start_is_not_said_to_start_from_the_best(
-    storage: RDBStorage,
+    storage: OwnedStorage,
 ) -> None:
     warm = {WARM_START: {"study": "old", "starts": 0, "trials": 3}}
     opened, _ = create_or_continue(storage, new(), DIGEST, [], warm)
@@ -188,14 +188,14 @@ def test_a_study_that_takes_no_start_is_not_said_to_start_from_the_best(
 
 
 @pytest.mark.usefixtures("old")
-def test_a_value_that_the_earlier_study_varied_must_be_the_fixed_one(storage: RDBStorage) -> None:
+def test_a_value_that_the_earlier_study_varied_must_be_the_fixed_one(storage: OwnedStorage) -> None:
     opened = create(storage, new(**{"space.optimizer": "sgd"}))
     assert [trial.value for trial in earlier_trials(opened)] == [0.7, 0.6]
 
 
 @pytest.mark.usefixtures("old")
 def test_a_varied_parameter_of_unknown_value_leaves_no_trials_but_the_starts(
-    storage: RDBStorage,
+    storage: OwnedStorage,
 ) -> None:
     settings = new(**{"trial.objective": "mine:train", "space.nesterov": [False, True]})
     opened = create(storage, settings)
@@ -205,7 +205,7 @@ def test_a_varied_parameter_of_unknown_value_leaves_no_trials_but_the_starts(
 
 
 @pytest.mark.usefixtures("old")
-def test_with_other_epochs_only_results_come_along(storage: RDBStorage) -> None:
+def test_with_other_epochs_only_results_come_along(storage: OwnedStorage) -> None:
     opened = create(storage, new(**{"trial.epochs": 7}))
     (trial,) = earlier_trials(opened)
     assert (trial.state, trial.value) == (TrialState.COMPLETE, 0.4)
@@ -223,7 +223,7 @@ def test_reports_that_are_no_numbers_are_kept(storage_url: str) -> None:
 
 
 @pytest.mark.usefixtures("old")
-def test_a_study_that_is_not_there_or_has_nothing_to_offer_is_named(storage: RDBStorage) -> None:
+def test_a_study_that_is_not_there_or_has_nothing_to_offer_is_named(storage: OwnedStorage) -> None:
     with pytest.raises(UserError, match="no study 'older' in this storage; there: old"):
         plan_warm_start(storage, new(**{"sampler.warm_start": "older"}))
     opened, _ = create_or_continue(storage, config("empty", EARLIER_SPACE), DIGEST, [])
@@ -252,7 +252,7 @@ def test_of_many_trials_the_best_complete_and_the_longest_are_taken() -> None:
 
 
 @pytest.mark.usefixtures("old")
-def test_the_gaussian_process_is_given_them(storage: RDBStorage) -> None:
+def test_the_gaussian_process_is_given_them(storage: OwnedStorage) -> None:
     opened = create(storage, new())
     trials = earlier_trials(opened)
     sampler = make_sampler(opened.config.sampler, 0, EPOCHS, trials)
@@ -271,7 +271,7 @@ def test_hundreds_of_long_trials_fit(storage_url: str) -> None:
     assert list(trials[-1].intermediate_values.values()) == curve
 
 
-def test_the_shipped_studies_start_from_each_other(storage: RDBStorage) -> None:
+def test_the_shipped_studies_start_from_each_other(storage: OwnedStorage) -> None:
     quick = load_study_file("quickstart")
     opened, _ = create_or_continue(storage, quick, DIGEST, [])
     point = {

@@ -7,7 +7,6 @@ import optuna
 import pytest
 import torch
 from optuna.distributions import CategoricalDistribution
-from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
 from data.dataset import load_dataset
@@ -19,12 +18,13 @@ from search.stop import StopRequest
 from search.warm import EARLIER_TRIALS
 from search.worker import Worker, checkpoint_directory
 from studies.config import load_study_file
+from studies.ownership import OwnedStorage
 from studies.storage import open_storage
 from studies.study import create_or_continue
 
 
 @pytest.fixture
-def storage(tmp_path: Path) -> RDBStorage:
+def storage(tmp_path: Path) -> OwnedStorage:
     return open_storage(f"sqlite:///{tmp_path / 'a.db'}", create=True)
 
 
@@ -35,7 +35,7 @@ def poor(_: Mapping[str, Any], context: TrialContext) -> Iterator[EpochResult]:
 
 
 def make_worker(
-    storage: RDBStorage, tmp_path: Path, data_cache: Path, attributes: Mapping[str, Any]
+    storage: OwnedStorage, tmp_path: Path, data_cache: Path, attributes: Mapping[str, Any]
 ) -> Worker:
     config = load_study_file("quickstart", {"budget.trials": 8})
     dataset = load_dataset("cifar10-mini", data_cache)
@@ -54,7 +54,7 @@ def make_worker(
 
 
 def test_the_notebook_s_configuration_and_the_starts_are_never_pruned(
-    storage: RDBStorage, tmp_path: Path, data_cache: Path
+    storage: OwnedStorage, tmp_path: Path, data_cache: Path
 ) -> None:
     worker = make_worker(storage, tmp_path, data_cache, {})
     first = len(first_trials(worker.opened.config, "quickstart"))
@@ -72,7 +72,7 @@ def test_the_notebook_s_configuration_and_the_starts_are_never_pruned(
 
 
 def test_what_a_trial_needs_to_go_on_is_there_until_it_has_ended(
-    storage: RDBStorage, tmp_path: Path, data_cache: Path
+    storage: OwnedStorage, tmp_path: Path, data_cache: Path
 ) -> None:
     stop = StopRequest()
 
@@ -95,7 +95,7 @@ def test_what_a_trial_needs_to_go_on_is_there_until_it_has_ended(
 
 
 def test_the_sampler_weighs_the_trials_of_the_study_that_this_one_started_from(
-    storage: RDBStorage, tmp_path: Path, data_cache: Path
+    storage: OwnedStorage, tmp_path: Path, data_cache: Path
 ) -> None:
     point = first_trials(load_study_file("quickstart"), "quickstart")[0]
     stored = {"parameters": {**point, "width": 8}, "accuracies": [0.2, 0.3], "value": 0.3}

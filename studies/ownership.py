@@ -1,0 +1,166 @@
+"""A storage in which a running trial belongs to one worker, by the database.
+
+Optuna knows who runs a trial only by a heartbeat, and lets anybody write to it. Here a worker that
+takes a trial leaves a token with it, in the transaction that makes it RUNNING. Every later write of
+that worker to the trial looks for its token in its own transaction; another may have been given the
+trial in the meantime, because this worker was taken for dead. So two workers never run one trial,
+and one that comes back from a long pause changes nothing.
+
+A trial whose worker was lost is WAITING again, under its number and with its values: to Optuna, and
+so to sampler, pruner, dashboard and user, it is one trial that took longer. (A new trial in place
+of a failed one, as Optuna's retry callback makes, would be counted and learnt from twice.)
+"""
+
+import json
+import os
+import secrets
+import socket
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy
+from optuna.storages import RDBStorage
+from optuna.storages._rdb import models
+from optuna.storages._rdb.storage import _create_scoped_session
+from optuna.trial import TrialState
+from sqlalchemy.orm import Session
+
+from studies.results import ERROR, LOSSES, OWNER
+
+
+def worker_name(process_id: int) -> str:
+    """How a worker is called in the study, from whatever machine."""
+    return f"{socket.gethostname()}-{process_id}"
+
+
+class NotOwned(Exception):
+    """Raised by a write to a trial that is no longer this worker's; nothing is written."""
+
+
+class OwnedStorage(RDBStorage):
+    """Optuna's storage in SQL, with trials that belong to whoever took them."""
+
+    def __init__(
+        self,
+        url: str,
+        engine_kwargs: dict[str, Any],
+        heartbeat_interval: int,
+        grace_period: int,
+    ) -> None:
+        self._tokens: dict[int, str] = {}  # By trial, of those that this process has taken.
+        super().__init__(
+            url,
+            engine_kwargs=engine_kwargs,
+            heartbeat_interval=heartbeat_interval,
+            grace_period=grace_period,
+        )
+
+    def take(self, trial_id: int) -> bool:
+        """Make a waiting trial this process's own: True for one process alone."""
+        token = f"{worker_name(os.getpid())}-{secrets.token_hex(4)}"
+        with _create_scoped_session(self.scoped_session) as session:
+            trial = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
+            if trial.state != TrialState.WAITING:
+                return False
+            self._tokens.pop(trial_id, None)  # It may have been ours before.
+            trial.state = TrialState.RUNNING
+            trial.datetime_start = datetime.now()
+            self._set(session, trial_id, OWNER, token)
+            heartbeat = models.TrialHeartbeatModel.where_trial_id(trial_id, session, True)
+            if heartbeat is None:
+                session.add(models.TrialHeartbeatModel(trial_id=trial_id))
+            else:
+                heartbeat.heartbeat = session.execute(sqlalchemy.func.now()).scalar()
+        self._tokens[trial_id] = token
+        return True
+
+    def hand_back(self, trial_id: int) -> None:
+        """Let any worker take this trial of ours; it keeps its number, parameters and values.
+
+        Raises:
+            NotOwned: it is not ours any more.
+        """
+        self.set_trial_state_values(trial_id, TrialState.WAITING)
+        self._tokens.pop(trial_id, None)
+
+    def owner(self, trial_id: int) -> str | None:
+        """The token of who has this trial; None if nobody."""
+        with _create_scoped_session(self.scoped_session) as session:
+            return self._owner(session, trial_id)
+
+    def take_away(self, trial_id: int, owner: str | None, most_losses: int, reason: str) -> bool:
+        """Let any worker take a running trial whose own is lost; or fail it, if that is too often.
+
+        Args:
+            owner: who had it when its worker was found to be lost. If another has it by now,
+                nothing is done.
+            most_losses: how many workers it may lose.
+            reason: of the last loss, in words.
+
+        Returns:
+            Whether it was taken away.
+        """
+        with _create_scoped_session(self.scoped_session) as session:
+            trial = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
+            if trial.state != TrialState.RUNNING or self._owner(session, trial_id) != owner:
+                return False
+            losses = 1 + (self._get(session, trial_id, LOSSES) or 0)
+            if losses > most_losses:
+                times = "once" if losses == 1 else f"{losses} times"
+                self._set(session, trial_id, ERROR, f"its worker was lost {times}; last: {reason}")
+            self._set(session, trial_id, LOSSES, losses)
+            self._set(session, trial_id, OWNER, None)
+            # Last, since Optuna writes to no trial that has ended.
+            if losses > most_losses:
+                trial.state = TrialState.FAIL
+                trial.datetime_complete = datetime.now()
+            else:
+                trial.state = TrialState.WAITING
+        return True
+
+    def take_back(self, study_id: int, worker: str, most_losses: int, reason: str) -> None:
+        """Take away every trial of a worker that has died; see `take_away`."""
+        running = (TrialState.RUNNING,)
+        for trial in self.get_all_trials(study_id, deepcopy=False, states=running):
+            owner = trial.user_attrs.get(OWNER)
+            if owner and owner.startswith(f"{worker}-"):
+                self.take_away(trial._trial_id, owner, most_losses, reason)
+
+    def lost_trials(self, study_id: int) -> dict[int, str | None]:
+        """The running trials without a heartbeat for too long, by the database's clock.
+
+        Returns:
+            Trial to owner.
+        """
+        return {trial_id: self.owner(trial_id) for trial_id in self._get_stale_trial_ids(study_id)}
+
+    def record_heartbeat(self, trial_id: int) -> None:
+        """Of a trial that is still ours; of another's, nothing is recorded."""
+        token = self._tokens.get(trial_id)
+        if token is None or self.owner(trial_id) == token:
+            super().record_heartbeat(trial_id)
+
+    def check_trial_is_updatable(self, trial_id: int, trial_state: TrialState) -> None:
+        """Called by Optuna in the transaction of every write to a trial."""
+        super().check_trial_is_updatable(trial_id, trial_state)
+        token = self._tokens.get(trial_id)
+        if token is not None and self._owner(self.scoped_session(), trial_id) != token:
+            raise NotOwned(f"trial {trial_id} belongs to another worker by now")
+
+    def _owner(self, session: Session, trial_id: int) -> str | None:
+        owner: str | None = self._get(session, trial_id, OWNER)
+        return owner
+
+    def _get(self, session: Session, trial_id: int, key: str) -> Any:
+        attribute = models.TrialUserAttributeModel
+        found = session.execute(
+            sqlalchemy.select(attribute.value_json).where(
+                attribute.trial_id == trial_id, attribute.key == key
+            )
+        ).scalar()
+        return None if found is None else json.loads(found)
+
+    def _set(self, session: Session, trial_id: int, key: str, value: object) -> None:
+        self._set_trial_attr_without_commit(
+            session, models.TrialUserAttributeModel, trial_id, key, value
+        )

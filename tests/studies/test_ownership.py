@@ -1,0 +1,167 @@
+import time
+from datetime import timedelta
+
+import optuna
+import pytest
+import sqlalchemy
+from optuna.storages._rdb import models
+from optuna.trial import TrialState, create_trial
+
+from studies.ownership import NotOwned, OwnedStorage, worker_name
+from studies.results import ERROR, LOSSES, OWNER
+from studies.storage import STALE_SECONDS, open_storage
+
+
+@pytest.fixture
+def ours(storage_url: str) -> OwnedStorage:
+    return open_storage(storage_url, create=True)
+
+
+@pytest.fixture
+def theirs(storage_url: str, ours: OwnedStorage) -> OwnedStorage:
+    """Another process's view of the same database."""
+    return open_storage(storage_url)
+
+
+@pytest.fixture
+def study(ours: OwnedStorage) -> optuna.Study:
+    return optuna.create_study(storage=ours, study_name="s", direction="maximize")
+
+
+def waiting(storage: OwnedStorage, study: optuna.Study) -> int:
+    return storage.create_new_trial(study._study_id, create_trial(state=TrialState.WAITING))
+
+
+def without_a_heartbeat(storage: OwnedStorage, trial_id: int) -> None:
+    """As if the last one were long ago."""
+    with storage.engine.begin() as connection:
+        then = connection.execute(sqlalchemy.func.now()).scalar()
+        assert then is not None
+        connection.execute(
+            sqlalchemy.update(models.TrialHeartbeatModel)
+            .where(models.TrialHeartbeatModel.trial_id == trial_id)
+            .values(heartbeat=then - timedelta(seconds=STALE_SECONDS + 1))
+        )
+
+
+def test_a_waiting_trial_is_taken_once(
+    ours: OwnedStorage, theirs: OwnedStorage, study: optuna.Study
+) -> None:
+    trial = waiting(ours, study)
+    assert theirs.take(trial)
+    assert not ours.take(trial)
+    assert not theirs.take(trial)
+    assert ours.get_trial(trial).state == TrialState.RUNNING
+
+
+def test_what_is_handed_back_can_be_taken_with_its_values(
+    ours: OwnedStorage, theirs: OwnedStorage, study: optuna.Study
+) -> None:
+    trial = waiting(ours, study)
+    assert ours.take(trial)
+    ours.set_trial_intermediate_value(trial, 1, 0.5)
+    ours.hand_back(trial)
+    assert theirs.take(trial)
+    found = theirs.get_trial(trial)
+    assert found.intermediate_values == {1: 0.5}
+    assert LOSSES not in found.user_attrs, "nobody was lost"
+
+
+def test_who_was_wrongly_taken_for_dead_changes_nothing_any_more(
+    ours: OwnedStorage, theirs: OwnedStorage, study: optuna.Study
+) -> None:
+    trial = waiting(ours, study)
+    assert ours.take(trial)
+    ours.set_trial_intermediate_value(trial, 1, 0.5)
+    without_a_heartbeat(ours, trial)
+    ((lost, owner),) = theirs.lost_trials(study._study_id).items()
+    assert lost == trial
+    assert theirs.take_away(trial, owner, most_losses=3, reason="silence")
+
+    def refused() -> None:
+        for write in (
+            lambda: ours.set_trial_intermediate_value(trial, 2, 0.9),
+            lambda: ours.set_trial_user_attr(trial, "best_epoch", 2),
+            lambda: ours.set_trial_state_values(trial, TrialState.COMPLETE, [0.9]),
+            lambda: ours.hand_back(trial),
+        ):
+            with pytest.raises(NotOwned):
+                write()
+
+    refused()  # While it waits for somebody,
+    assert theirs.take(trial)
+    refused()  # and when it has found somebody.
+    found = theirs.get_trial(trial)
+    assert found.state == TrialState.RUNNING
+    assert found.intermediate_values == {1: 0.5}
+    assert "best_epoch" not in found.user_attrs
+    assert found.user_attrs[LOSSES] == 1
+    theirs.set_trial_state_values(trial, TrialState.COMPLETE, [0.7])
+    assert ours.get_trial(trial).value == 0.7
+
+
+def test_it_keeps_no_trial_of_another_alive(
+    ours: OwnedStorage, theirs: OwnedStorage, study: optuna.Study
+) -> None:
+    trial = waiting(ours, study)
+    assert ours.take(trial)
+    without_a_heartbeat(ours, trial)
+    theirs.take_away(trial, ours.owner(trial), 3, "silence")
+    assert theirs.take(trial)
+    without_a_heartbeat(theirs, trial)
+    ours.record_heartbeat(trial)
+    assert list(theirs.lost_trials(study._study_id)) == [trial]
+    theirs.record_heartbeat(trial)
+    assert theirs.lost_trials(study._study_id) == {}
+
+
+def test_a_trial_that_has_found_another_worker_by_now_is_not_taken_from_it(
+    ours: OwnedStorage, theirs: OwnedStorage, study: optuna.Study
+) -> None:
+    """Two find it lost; the second is late."""
+    trial = waiting(ours, study)
+    assert ours.take(trial)
+    lost = ours.owner(trial)
+    assert theirs.take_away(trial, lost, 3, "silence")
+    assert theirs.take(trial)
+    assert not ours.take_away(trial, lost, 3, "silence")
+    assert theirs.get_trial(trial).user_attrs[LOSSES] == 1
+
+
+def test_a_trial_that_loses_too_many_workers_has_failed(
+    ours: OwnedStorage, study: optuna.Study
+) -> None:
+    trial = waiting(ours, study)
+    for losses in (1, 2, 3):
+        assert ours.take(trial), losses
+        assert ours.take_away(trial, ours.owner(trial), 2, f"killed {losses}")
+    found = ours.get_trial(trial)
+    assert found.state == TrialState.FAIL
+    assert found.datetime_complete is not None
+    assert found.user_attrs[ERROR] == "its worker was lost 3 times; last: killed 3"
+    assert not ours.take(trial)
+
+
+def test_a_dead_worker_s_trials_are_taken_back_and_no_other_s(
+    ours: OwnedStorage, study: optuna.Study
+) -> None:
+    mine, other = waiting(ours, study), waiting(ours, study)
+    assert ours.take(mine)
+    assert ours.take(other)
+    name = str(ours.owner(mine)).rpartition("-")[0]
+    ours.set_trial_user_attr(other, OWNER, f"{worker_name(1)}-abcd")
+    ours.take_back(study._study_id, name, 3, "killed")
+    states = {trial: ours.get_trial(trial).state for trial in (mine, other)}
+    assert states == {mine: TrialState.WAITING, other: TrialState.RUNNING}
+
+
+def test_a_new_trial_has_a_heartbeat_from_the_start(
+    ours: OwnedStorage, study: optuna.Study
+) -> None:
+    """One that is lost before its first beat would be running for ever."""
+    trial = waiting(ours, study)
+    assert ours.take(trial)
+    assert ours.lost_trials(study._study_id) == {}
+    time.sleep(0.01)
+    without_a_heartbeat(ours, trial)
+    assert list(ours.lost_trials(study._study_id)) == [trial]

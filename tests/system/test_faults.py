@@ -1,0 +1,202 @@
+"""What happens to workers in the night, with real processes."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from studies.results import LOSSES, OWNER
+from studies.storage import open_storage
+from studies.study import open_study
+
+Hpsearch = Callable[..., subprocess.CompletedProcess[str]]
+Status = Callable[..., dict[str, Any]]
+
+HPSEARCH = str(Path(sys.executable).parent / "hpsearch")
+
+# Each epoch leaves a line in a file: which were trained, by whom.
+OBJECTIVES = """
+import os
+import time
+from pathlib import Path
+from model.trial import EpochResult
+
+if os.environ.get("DIES_AT_START") and "worker" in __import__("sys").argv:
+    os._exit(3)
+
+def train(parameters, context):
+    before = context.resume["epoch"] if context.resume else 0
+    for epoch in range(before + 1, context.epochs + 1):
+        time.sleep(0.25)
+        with open("epochs", "a") as file:
+            file.write(f"{parameters['x']} {epoch} {os.getpid()}\\n")
+        yield EpochResult(epoch, epoch / 100, 1.0, 100.0, {}, {"epoch": epoch})
+        if parameters["x"] == 13:
+            os.kill(os.getpid(), 9)
+"""
+
+STUDY = """
+name = "own"
+[trial]
+epochs = 6
+objective = "objectives:train"
+[space]
+x = [1, 2, 3, 4]
+[sampler]
+name = "grid"
+[pruner]
+name = "none"
+[budget]
+trials = 4
+"""
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    (tmp_path / "objectives.py").write_text(OBJECTIVES)
+    file = tmp_path / "own.toml"
+    file.write_text(STUDY)
+    return file
+
+
+@contextmanager
+def running(
+    tmp_path: Path, *arguments: object, **environment: str
+) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [HPSEARCH, *map(str, arguments)],
+        cwd=tmp_path,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def trained(tmp_path: Path) -> list[tuple[int, int, int]]:
+    """The epochs so far: x, epoch, process."""
+    file = tmp_path / "epochs"
+    lines = file.read_text().splitlines() if file.exists() else []
+    return [tuple(map(int, line.split())) for line in lines]  # type: ignore[misc]
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 60) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return found
+
+
+def test_workers_that_are_killed_are_replaced_and_lose_an_epoch_at_most(
+    status: Status, study: Path, tmp_path: Path, storage_url: str
+) -> None:
+    with running(tmp_path, "run", study, "--workers", 2, HPSEARCH_STORAGE=storage_url) as search:
+        killed: list[int] = []
+        while len(killed) < 3:
+            alive = wait_for(
+                lambda: [line[2] for line in trained(tmp_path)[-3:] if line[2] not in killed]
+            )
+            os.kill(alive[-1], signal.SIGKILL)
+            killed.append(alive[-1])
+        output, _ = search.communicate(timeout=120)
+    assert search.returncode == 0, output
+    assert output.count("it is started again") == 3
+    found = status("own", storage_url)
+    assert (found["complete"], found["failed"], found["running"]) == (4, 0, 0)
+    assert [trial["number"] for trial in found["top"]] == [0, 1, 2, 3]
+    assert all(trial["accuracies"] == [0.01 * e for e in range(1, 7)] for trial in found["top"])
+    epochs = [line[:2] for line in trained(tmp_path)]
+    assert set(epochs) == {(x, epoch) for x in range(1, 5) for epoch in range(1, 7)}
+    assert len(epochs) <= len(set(epochs)) + 3, "at most one epoch a kill is trained twice"
+
+
+def test_a_trial_that_kills_its_workers_fails_and_the_study_goes_on(
+    hpsearch: Hpsearch, status: Status, study: Path, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path / 'a.db'}"
+    settings = ("--set", "space.x=[13, 1]", "--set", "trial.max_retries=2")
+    result = hpsearch("run", study, "--workers", 1, "--storage", url, *settings)
+    assert result.returncode == 0, result.stderr
+    found = status("own", url)
+    assert (found["complete"], found["failed"], found["running"]) == (1, 1, 0)
+    trials = open_study(open_storage(url), "own").study.trials
+    (failed,) = [t for t in trials if t.state == optuna.trial.TrialState.FAIL]
+    assert failed.user_attrs["error"] == "its worker was lost 3 times; last: killed by SIGKILL"
+    assert failed.user_attrs[LOSSES] == 3
+
+
+def test_a_worker_that_dies_at_each_start_is_given_up_and_why(
+    hpsearch: Hpsearch, study: Path
+) -> None:
+    started = time.monotonic()
+    result = hpsearch("run", study, "--workers", 1, DIES_AT_START="yes")
+    assert result.returncode == 1
+    assert "worker 1: exited with code 3" in result.stdout
+    assert "(5 times soon after its start; given up)" in result.stdout
+    assert time.monotonic() - started > 1 + 2 + 4, "with ever longer pauses"
+
+
+def test_a_trial_of_a_machine_that_is_gone_is_resumed_elsewhere(
+    hpsearch: Hpsearch, status: Status, study: Path, tmp_path: Path, storage_url: str
+) -> None:
+    """Launcher and worker are killed at once; another machine finds the trial by its heartbeat."""
+    with running(tmp_path, "worker", study, HPSEARCH_STORAGE=storage_url) as worker:
+        wait_for(lambda: len(trained(tmp_path)) >= 3)
+        worker.kill()
+    storage = open_storage(storage_url)
+    opened = open_study(storage, "own")
+    (trial,) = opened.study.get_trials(states=(optuna.trial.TrialState.RUNNING,))
+    with storage.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE trial_heartbeats SET heartbeat = '2020-01-01 00:00:00'")
+    result = hpsearch("worker", study, HPSEARCH_STORAGE=storage_url)
+    assert result.returncode == 0, result.stderr
+    assert f"trial {trial.number}: its worker was lost" in result.stderr
+    assert re.search(rf"trial {trial.number}: goes on after epoch [23]", result.stderr)
+    found = status("own", storage_url)
+    assert (found["complete"], found["running"]) == (4, 0)
+
+
+def test_a_worker_that_was_paused_for_too_long_leaves_its_trial_to_its_new_owner(
+    status: Status, study: Path, tmp_path: Path, storage_url: str
+) -> None:
+    environment = {"HPSEARCH_STORAGE": storage_url}
+    with running(tmp_path, "worker", study, **environment) as paused:
+        wait_for(lambda: len(trained(tmp_path)) >= 2)
+        paused.send_signal(signal.SIGSTOP)
+        storage = open_storage(storage_url)
+        opened = open_study(storage, "own")
+        (trial,) = opened.study.get_trials(states=(optuna.trial.TrialState.RUNNING,))
+        with storage.engine.begin() as connection:
+            connection.exec_driver_sql(
+                "UPDATE trial_heartbeats SET heartbeat = '2020-01-01 00:00:00'"
+            )
+        with running(tmp_path, "worker", study, **environment) as other:
+            wait_for(lambda: any(line[2] == other.pid for line in trained(tmp_path)))
+            paused.send_signal(signal.SIGCONT)
+            output, _ = other.communicate(timeout=120)
+            assert other.returncode == 0, output
+            said, _ = paused.communicate(timeout=120)
+    assert paused.returncode == 0, said
+    assert f"trial {trial.number}: this worker was taken for dead; another has it now" in said
+    assert "Traceback" not in said
+    found = status("own", storage_url)
+    assert (found["complete"], found["failed"], found["running"]) == (4, 0, 0)
+    assert all(item["accuracies"] == [0.01 * e for e in range(1, 7)] for item in found["top"])
+    finished = storage.get_trial(trial._trial_id)
+    assert finished.user_attrs[LOSSES] == 1
+    assert finished.user_attrs[OWNER] != trial.user_attrs[OWNER]
