@@ -36,7 +36,7 @@ def augment(
     augmentation: str,
     color_jitter: bool,
     generator: Generator,
-    mirrored: Tensor | None = None,
+    mirrored: Tensor,
 ) -> Tensor:
     """Augment a batch.
 
@@ -52,7 +52,6 @@ def augment(
 
     Raises:
         KeyError: `augmentation` is not known.
-        ValueError: alternating-flip without `mirrored`.
     """
     if augmentation != "none":
         for part in augmentation.split("+"):
@@ -93,10 +92,8 @@ def mirrored_in(epoch: int, first_flips: Tensor) -> Tensor:
     return first_flips if epoch % 2 else ~first_flips
 
 
-def alternating_flip(images: Tensor, mirrored: Tensor | None) -> Tensor:
+def alternating_flip(images: Tensor, mirrored: Tensor) -> Tensor:
     """Mirror these images left to right, and the others not."""
-    if mirrored is None:
-        raise ValueError(f"{ALTERNATING_FLIP} needs to know which images are mirrored")
     return torch.where(mirrored[:, None, None, None], images.flip(3), images)
 
 

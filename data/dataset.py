@@ -51,10 +51,14 @@ class Split:
         return Split(self.images[indices], self.labels[indices])
 
     def batch(self, indices: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-        """The images and labels at `indices` (int64, shape (M,)), on a device."""
-        if self.images.device == device:
-            return self.images[indices], self.labels[indices]
-        chosen = self.select(indices.to(self.images.device))
+        """The images and labels at `indices`, on a device.
+
+        Args:
+            indices: int64, shape (M,), where the images are.
+        """
+        chosen = self.select(indices)
+        if self.images.device.type == device.type:
+            return chosen.images, chosen.labels
         # From pinned memory, so that the GPU need not be waited for.
         return (
             chosen.images.pin_memory().to(device, non_blocking=True),

@@ -26,7 +26,7 @@ def to_float(images: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def logits(model: nn.Module, images: Tensor, normalisation: Normalisation) -> Tensor:
-    """Logits of shape (N, classes) for uint8 images of shape (N, 3, 32, 32), in batches.
+    """Logits of shape (N, classes) for N > 0 uint8 images of shape (N, 3, 32, 32), in batches.
 
     In fp32 whatever the training used, so that another machine finds the same accuracy.
     """
@@ -34,15 +34,17 @@ def logits(model: nn.Module, images: Tensor, normalisation: Normalisation) -> Te
     model.eval()
     size = BATCH_SIZE
     batches: list[Tensor] = []
-    while (done := sum(map(len, batches))) < len(images):
-        try:
-            inputs = normalise(to_float(images[done : done + size].to(device)), normalisation)
-            batches.append(model(inputs))
-        except torch.OutOfMemoryError:
-            if size == 1:
-                raise
-            size //= 2
-    model.train(training)
+    try:
+        while (done := sum(map(len, batches))) < len(images):
+            try:
+                batch = to_float(images[done : done + size].to(device))
+                batches.append(model(normalise(batch, normalisation)))
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
+                size //= 2
+    finally:
+        model.train(training)
     return torch.cat(batches)
 
 
@@ -68,6 +70,8 @@ def accuracies(model: nn.Module, split: Split, normalisation: Normalisation) -> 
 
     Averaging takes twice the time of a prediction.
     """
+    if not len(split):
+        return Accuracies(math.nan, math.nan)
     plain = logits(model, split.images, normalisation)
     mirrored = logits(model, split.images.flip(3), normalisation)
     return Accuracies(

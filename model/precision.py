@@ -13,7 +13,8 @@ def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
     Args:
         precision: one of `PRECISIONS`. `auto` is bfloat16 where the hardware computes in it
             natively (GPUs from compute capability 8.0; CPUs with AVX512-bf16 or AMX), float16 on
-            GPUs from 7.0, whose tensor cores know no other, and float32 elsewhere.
+            GPUs from 7.0, whose tensor cores know no other (the GTX 16 series has none), and
+            float32 elsewhere.
     """
     if precision != "auto":
         return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
@@ -21,7 +22,10 @@ def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
         capability = torch.cuda.get_device_capability(device)
         if capability >= (8, 0):
             return torch.bfloat16
-        return torch.float16 if capability >= (7, 0) else torch.float32
+        has_tensor_cores = capability >= (7, 0) and "GTX 16" not in torch.cuda.get_device_name(
+            device
+        )
+        return torch.float16 if has_tensor_cores else torch.float32
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if native else torch.float32
 

@@ -26,7 +26,8 @@ after each epoch."""
 FIRST_SCALE = 2.0**10
 """Of fp16's gradients. With torch's 2**16 the first steps overflow, and are skipped."""
 SMALLEST_PART = 8
-"""Images; a batch that does not fit into a GPU's memory is split into parts of no fewer."""
+"""Images. A batch that does not fit into a GPU's memory is split into parts of no fewer, but for
+the rest."""
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ class _Training:
         self._generator = torch.Generator(device)
         self._first_flips = draw_first_flips(len(data.train), context.seed, device)
         self._steps_per_epoch = -(-len(data.train) // hyperparameters.batch_size)
-        self._parts = 1
+        self._part_size = hyperparameters.batch_size
         self._dtype = compute_dtype(context.precision, device)
         self._scaler = torch.amp.GradScaler(
             device.type, init_scale=FIRST_SCALE, enabled=self._dtype == torch.float16
@@ -113,6 +114,8 @@ class _Training:
         self._average = MovingAverage(model, hyperparameters.ema) if hyperparameters.ema else None
         self._forward: Callable[[Tensor], Tensor] = self._model
         if context.compile:
+            # A process compiles one function a few times only, and every trial's network is one.
+            torch.compiler.reset()
             self._forward = torch.compile(self._model, dynamic=False)
 
     @property
@@ -123,7 +126,8 @@ class _Training:
     def train_epoch(self) -> float:
         """Train on every image once.
 
-        Nothing in it makes a GPU wait for the host, but for reading the loss at the end.
+        Nothing in it makes a GPU wait for the host, but for reading the loss at the end and, in
+        fp16, whether a gradient has overflown.
 
         Returns:
             The mean loss.
@@ -134,13 +138,15 @@ class _Training:
         self._seed_epoch()
         mirrored = mirrored_in(self.epoch, self._first_flips)
         order = torch.randperm(len(train), device=device, generator=self._generator)
+        order_of_images = order.to(train.images.device)
         loss_sum = torch.zeros((), device=device)
         looks = STEPS_BETWEEN_CHECKS if device.type == "cpu" else self._steps_per_epoch
         updated = 0
         self._model.train()
-        for step, indices in enumerate(torch.split(order, batch_size), start=1):
-            images, labels = train.batch(indices, device)
-            loss_sum += self._step(images, labels, mirrored[indices]) * len(indices)
+        for step, start in enumerate(range(0, len(train), batch_size), start=1):
+            batch = slice(start, start + batch_size)
+            images, labels = train.batch(order_of_images[batch], device)
+            loss_sum += self._step(images, labels, mirrored[order[batch]]) * len(labels)
             last = step == self._steps_per_epoch
             if self._average and (step % STEPS_BETWEEN_UPDATES == 0 or last):
                 self._average.update(self._model, step - updated)
@@ -154,7 +160,7 @@ class _Training:
         # no generator's state, and what others draw between epochs changes nothing.
         seed = (self._context.seed + self.epoch * 0x9E3779B97F4A7C15) % 2**63
         self._generator.manual_seed(seed)
-        torch.manual_seed(seed)  # Dropout draws from the global one.
+        torch.manual_seed(seed + 1)  # Dropout draws from the global one.
 
     def _step(self, images: Tensor, labels: Tensor, mirrored: Tensor) -> Tensor:
         chosen = self._hyperparameters
@@ -177,10 +183,11 @@ class _Training:
     ) -> Tensor:
         """The mean loss of a batch, with its gradients; in parts, if it does not fit as a whole.
 
-        Batch norm then sees each part by itself; all else is the same.
+        Batch norm then sees each part by itself, and its running statistics move with each; all
+        else is the same.
         """
         while True:
-            size = -(-len(images) // self._parts)
+            size = min(self._part_size, len(images))
             self._optimizer.zero_grad()
             loss = torch.zeros((), device=images.device)
             try:
@@ -208,11 +215,11 @@ class _Training:
             # Not in the except clause, where the error still holds what is to be freed.
             if images.device.type == "cuda":
                 torch.cuda.empty_cache()
-            self._parts *= 2
+            self._part_size = max(size // 2, SMALLEST_PART)
             logger.warning(
                 "out of memory with %d images at once; going on with %d at once",
                 size,
-                -(-len(images) // self._parts),
+                self._part_size,
             )
 
     def _backward_part(
@@ -246,14 +253,21 @@ class _Training:
             "scheduler": self._scheduler.state_dict(),
             "scaler": self._scaler.state_dict(),
             "average": self._average.state() if self._average else None,
+            "part_size": self._part_size,
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         self.epoch = state["epoch"]
         self._model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
+        for kept in self._optimizer.state.values():
+            if "mu_product" in kept:
+                # NAdam keeps it on the CPU; where it was moved to, each step would wait for it.
+                kept["mu_product"] = kept["mu_product"].cpu()
+        self._part_size = state["part_size"]
         self._scheduler.load_state_dict(state["scheduler"])
-        self._scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # It is empty, if the epochs before were not in fp16.
+            self._scaler.load_state_dict(state["scaler"])
         if self._average:
             self._average.load_state(state["average"])
 

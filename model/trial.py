@@ -20,7 +20,7 @@ class TrialContext:
     """What a trial is given beside its parameters."""
 
     data: TrainingData
-    """On `device` already."""
+    """On `device` already; in the host's memory if they do not fit there (see `Split.batch`)."""
     device: torch.device
     epochs: int
     seed: int

@@ -16,9 +16,10 @@ from optuna.trial import Trial
 from data.errors import UserError
 from data.split import TrainingData
 from model.trial import Diverged, EpochResult, TrialContext
+from search.saver import Saver
 from search.space import Space, examples
 from search.stop import Stopped, StopRequest
-from studies.checkpoints import Checkpoint, CheckpointDirectory, Resumable
+from studies.checkpoints import CheckpointDirectory
 from studies.config import DEFAULT_OBJECTIVE, Range, StudyConfig
 from studies.results import BEST_EPOCH, IMAGES_PER_SECOND
 
@@ -142,90 +143,88 @@ def run_trial(
     Raises:
         Exception: of the storage. What the objective raises is an outcome, not an exception.
     """
-    reported_before = trial.storage.get_trial(trial._trial_id).intermediate_values.keys()
-    epochs_before = max(reported_before, default=0)
+    frozen = trial.storage.get_trial(trial._trial_id)
+    reported = set(frozen.intermediate_values)
+    judged = max(reported, default=0)
+
+    def report(epoch: int, accuracy: float) -> None:
+        if epoch in reported:
+            # A trial that was handed back runs again; trial.report would ignore the new value.
+            trial.storage.set_trial_intermediate_value(trial._trial_id, epoch, accuracy)
+        else:
+            trial.report(accuracy, step=epoch)
+            reported.add(epoch)
+
     accuracies: list[float] = []
+    kept = -1.0  # The accuracy of the weights on the disk.
     resumable = checkpoints.load_state(trial.number)
     if resumable:
         accuracies.extend(resumable.accuracies)
+        kept = checkpoints.accuracy_of(trial.number, max(accuracies))
         context = replace(context, resume=resumable.state)
         logger.info("trial %d: goes on after epoch %d", trial.number, len(accuracies))
         # Its last worker may have died before it could say so.
         for epoch, accuracy in enumerate(accuracies, start=1):
-            if epoch not in reported_before:
-                trial.report(accuracy, step=epoch)
+            report(epoch, accuracy)
+        del resumable  # As large as the model and its optimizer.
     epochs: Iterator[EpochResult] | None = None
-    while len(accuracies) < context.epochs:
-        try:
-            with stop.interruptible():
-                epochs = epochs or objective(parameters, context)
-                result = next(epochs)
-        except Stopped:
-            return Outcome(End.INTERRUPTED, tuple(accuracies))
-        except StopIteration:
-            reason = f"the objective ended after {len(accuracies)} of {context.epochs} epochs"
-            return Outcome(End.FAILED, tuple(accuracies), reason)
-        except Diverged as error:
-            return Outcome(End.DIVERGED, tuple(accuracies), str(error)[:LONGEST_REASON])
-        except Exception as error:
-            logger.warning("trial %d raised", trial.number, exc_info=True)
-            reason = f"{type(error).__name__}: {error}"
-            return Outcome(End.FAILED, tuple(accuracies), reason[:LONGEST_REASON])
-        accuracy = result.validation_accuracy
-        if accuracy > max(accuracies, default=-1.0):
-            # Before the report, so that what is reported can be had.
-            _save(checkpoints, trial.number, result)
-            trial.set_user_attr(BEST_EPOCH, result.epoch)
-        accuracies.append(accuracy)
-        if result.state is not None and len(accuracies) < context.epochs:
-            _save_state(checkpoints, trial.number, Resumable(tuple(accuracies), result.state))
-        trial.set_user_attr(IMAGES_PER_SECOND, round(result.images_per_second))
-        if result.epoch in reported_before:
-            # A trial that was handed back runs again; trial.report would ignore the new value.
-            trial.storage.set_trial_intermediate_value(trial._trial_id, result.epoch, accuracy)
-        else:
-            trial.report(accuracy, step=result.epoch)
-        logger.info(
-            "trial %d: epoch %d of %d, validation accuracy %.2f%%, loss %.4f, %.0f images/s",
-            trial.number,
-            result.epoch,
-            context.epochs,
-            100 * accuracy,
-            result.training_loss,
-            result.images_per_second,
-        )
-        if len(accuracies) == context.epochs:
-            break
-        # Until it is as far as before, the pruner would see its old epochs, and has judged them.
-        # It is asked in any case: it may take note of who reached an epoch.
-        if result.epoch >= epochs_before and trial.should_prune() and may_prune:
-            return Outcome(End.PRUNED, tuple(accuracies))
-        if stop.requested:
-            return Outcome(End.INTERRUPTED, tuple(accuracies))
+    with Saver(checkpoints, trial.number) as saver:
+        while len(accuracies) < context.epochs:
+            try:
+                with stop.interruptible():
+                    epochs = epochs or objective(parameters, context)
+                    result = next(epochs)
+            except Stopped:
+                return Outcome(End.INTERRUPTED, tuple(accuracies))
+            except StopIteration:
+                reason = f"the objective ended after {len(accuracies)} of {context.epochs} epochs"
+                return Outcome(End.FAILED, tuple(accuracies), reason)
+            except Diverged as error:
+                return Outcome(End.DIVERGED, tuple(accuracies), str(error)[:LONGEST_REASON])
+            except Exception as error:
+                if context.resume is not None:
+                    # The state may be of another device, or of another version.
+                    logger.warning("trial %d begins anew", trial.number, exc_info=True)
+                    context, epochs, accuracies, kept = (
+                        replace(context, resume=None),
+                        None,
+                        [],
+                        -1.0,
+                    )
+                    continue
+                logger.warning("trial %d raised", trial.number, exc_info=True)
+                reason = f"{type(error).__name__}: {error}"
+                return Outcome(End.FAILED, tuple(accuracies), reason[:LONGEST_REASON])
+            if result.epoch != len(accuracies) + 1:
+                reason = f"the objective yielded epoch {result.epoch}, not {len(accuracies) + 1}"
+                return Outcome(End.FAILED, tuple(accuracies), reason)
+            if context.resume is not None:
+                context = replace(context, resume=None)
+            # First of all: if the trial is another worker's by now, nothing of it is touched.
+            trial.set_user_attr(IMAGES_PER_SECOND, round(result.images_per_second))
+            accuracy = result.validation_accuracy
+            accuracies.append(accuracy)
+            best, last = accuracy > kept, len(accuracies) == context.epochs
+            saver.save(result, best, None if last else tuple(accuracies))
+            if best:
+                kept = accuracy
+                trial.set_user_attr(BEST_EPOCH, result.epoch)
+            report(result.epoch, accuracy)
+            logger.info(
+                "trial %d: epoch %d of %d, validation accuracy %.2f%%, loss %.4f, %.0f images/s",
+                trial.number,
+                result.epoch,
+                context.epochs,
+                100 * accuracy,
+                result.training_loss,
+                result.images_per_second,
+            )
+            if last:
+                break
+            # Until it is as far as before, the pruner would see its old epochs, and has judged
+            # them. It is asked in any case: it may take note of who reached an epoch.
+            if result.epoch >= judged and trial.should_prune() and may_prune:
+                return Outcome(End.PRUNED, tuple(accuracies))
+            if stop.requested:
+                return Outcome(End.INTERRUPTED, tuple(accuracies))
     return Outcome(End.COMPLETE, tuple(accuracies))
-
-
-def _save(checkpoints: CheckpointDirectory, number: int, result: EpochResult) -> None:
-    checkpoint = Checkpoint(result.weights, result.epoch, result.validation_accuracy)
-    try:
-        checkpoints.save(number, checkpoint)
-    except OSError as error:
-        logger.warning(
-            "trial %d: the checkpoint %s cannot be written (%s); the trial goes on without",
-            number,
-            checkpoints.file(number),
-            error.strerror,
-        )
-
-
-def _save_state(checkpoints: CheckpointDirectory, number: int, resumable: Resumable) -> None:
-    try:
-        checkpoints.save_state(number, resumable)
-    except OSError as error:
-        logger.warning(
-            "trial %d: its state cannot be written to %s (%s); an interruption would cost it more "
-            "than an epoch",
-            number,
-            checkpoints.path,
-            error.strerror,
-        )

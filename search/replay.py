@@ -70,7 +70,7 @@ def replay_trial(
     prepared = join(storage, name, root, source)
     threads = trial.user_attrs.get(THREADS)
     with taken_device(root) as device:
-        if threads and device.type == "cpu":
+        if isinstance(threads, int) and device.type == "cpu":
             torch.set_num_threads(threads)
         logger.info("trial %d again, on %s: %s", number, device, trial.params)
         data = placed(prepared.data, device)

@@ -43,7 +43,7 @@ class Worker:
     storage: OwnedStorage
     objective: Objective
     data: TrainingData
-    """On `device`."""
+    """On `device`, if they fit there."""
     device: torch.device
     checkpoints: CheckpointDirectory
     stop: StopRequest
@@ -100,8 +100,13 @@ class Worker:
             seed = trial.user_attrs.get(SEED, derived_seed(config.seed, trial.number))
             trial.set_user_attr(WORKER, worker_name(os.getpid()))
             trial.set_user_attr(SEED, seed)
-            trial.set_user_attr(DEVICE, device_name(self.device))
-            trial.set_user_attr(THREADS, torch.get_num_threads())
+            goes_on = bool(trial.storage.get_trial(trial._trial_id).intermediate_values)
+            ran_on = {DEVICE: device_name(self.device), THREADS: torch.get_num_threads()}
+            for key, value in ran_on.items():
+                before = trial.user_attrs.get(key, value)
+                # A curve of two devices is not to be taken for one of either.
+                both = goes_on and before != value
+                trial.set_user_attr(key, f"{before}, then {value}" if both else value)
             parameters = suggest(trial, make_space(config.space))
             logger.info("trial %d: %s", trial.number, parameters)
             context = trial_context(config, self.data, self.device, seed)

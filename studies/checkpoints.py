@@ -6,8 +6,9 @@ trial has ended.
 
 import io
 import logging
+import pickle
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -23,6 +24,7 @@ from data.files import write_whole
 from studies.results import TrialRecord, rank
 
 _NAME = re.compile(r"trial-(\d+)\.safetensors")
+_STATE = re.compile(r"trial-(\d+)\.state|\.trial-(\d+)\.(?:state|safetensors)-\w+")
 DIGEST_SIZE = sha256().digest_size
 
 logger = logging.getLogger(__name__)
@@ -72,6 +74,17 @@ class CheckpointDirectory:
         }
         write_whole(self.file(trial_number), save(weights, metadata))
 
+    def accuracy_of(self, trial_number: int, expected: float) -> float:
+        """The accuracy of a trial's weights if it is the expected one, else one below all.
+
+        A worker that dies between two files leaves weights of an epoch that the state has not.
+        """
+        try:
+            found = self.load(trial_number).validation_accuracy
+        except UserError:
+            return -1.0
+        return found if found == expected else -1.0
+
     def load(self, trial_number: int) -> Checkpoint:
         """Read a trial's checkpoint.
 
@@ -104,31 +117,44 @@ class CheckpointDirectory:
 
         Raises:
             OSError: it cannot be written; what was there still is.
+            TypeError, AttributeError, PicklingError: there is something else in the state than
+                tensors, numbers, text and containers of them.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         file = io.BytesIO()
+        file.write(bytes(DIGEST_SIZE))
         torch.save({"accuracies": resumable.accuracies, "state": resumable.state}, file)
-        content = file.getvalue()
-        write_whole(self._state_file(trial_number), sha256(content).digest() + content)
+        content = file.getbuffer()
+        content[:DIGEST_SIZE] = sha256(content[DIGEST_SIZE:]).digest()
+        write_whole(self._state_file(trial_number), content)
 
     def load_state(self, trial_number: int) -> Resumable | None:
         """Where a trial can be taken up again; None if it has to begin anew."""
         path = self._state_file(trial_number)
         try:
-            content = path.read_bytes()
+            with path.open("rb") as file:
+                digest = file.read(DIGEST_SIZE)
+                content = file.read()
+            if sha256(content).digest() != digest:
+                raise ValueError("it is damaged")
+            # Tensors, numbers, text and containers of them alone: nothing in it is run.
+            found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            return Resumable(tuple(found["accuracies"]), found["state"])
         except FileNotFoundError:
             return None
-        digest, content = content[:DIGEST_SIZE], content[DIGEST_SIZE:]
-        if sha256(content).digest() != digest:
-            logger.warning("%s is damaged; trial %d begins anew", path, trial_number)
+        except (OSError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
+            reason = str(error).partition("\n")[0]
+            logger.warning("trial %d begins anew: %s: %s", trial_number, path, reason)
             return None
-        # Tensors, numbers, text and containers of them alone: nothing in it is run.
-        found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        return Resumable(tuple(found["accuracies"]), found["state"])
 
-    def remove_states(self, trial_numbers: Iterable[int]) -> None:
-        for number in trial_numbers:
-            self._state_file(number).unlink(missing_ok=True)
+    def remove_states(self, trial_numbers: Container[int]) -> None:
+        """Remove the states of these trials, and what writers that were killed have left."""
+        if not self.path.is_dir():
+            return
+        for file in self.path.iterdir():
+            match = _STATE.fullmatch(file.name)
+            if match and int(match[1] or match[2]) in trial_numbers:
+                file.unlink(missing_ok=True)
 
     def trial_numbers(self) -> set[int]:
         """The trials that have a checkpoint."""

@@ -18,6 +18,8 @@ HPSEARCH = Path(sys.executable).parent / "hpsearch"
 
 # One thread a process: the tests run several workers on two cores.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Read by cuBLAS once a process, for the tests of what is deterministic on a GPU.
+os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
 
 
 @pytest.fixture(scope="session")

@@ -17,9 +17,11 @@ goes on after its last epoch.
 
 import argparse
 import hashlib
+import io
 import json
 import multiprocessing
 import os
+import platform
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -27,6 +29,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from data.files import write_whole
 from studies.config import parse_assignment
 
 EPOCHS = 10
@@ -87,8 +90,10 @@ def train_one(job: tuple[str, int, argparse.Namespace, int]) -> dict[str, Any]:
     test = dataset.test.to(device)
     interrupted = state_file(name, seed, arguments)
     before: dict[str, Any] = {"speeds": [], "losses": [], "seconds": 0.0, "state": None}
+    weights = None
     if interrupted.exists():
         before = torch.load(interrupted, map_location="cpu", weights_only=True)
+        weights = before["weights"]
     speeds, losses, seconds = before["speeds"], before["losses"], before["seconds"]
     context = TrialContext(data.to(device), device, EPOCHS, seed, arguments.precision)
     started = time.perf_counter()
@@ -99,32 +104,45 @@ def train_one(job: tuple[str, int, argparse.Namespace, int]) -> dict[str, Any]:
         seconds, started = seconds + now - started, now
         print(f"{name}, seed {seed}: epoch {result.epoch}, loss {losses[-1]}", flush=True)
         done = {"speeds": speeds, "losses": losses, "seconds": seconds, "state": result.state}
-        torch.save(done, interrupted)
-    model.load_state_dict(result.weights)
-    interrupted.unlink()
+        weights = result.weights
+        file = io.BytesIO()
+        torch.save({**done, "weights": weights}, file)
+        write_whole(interrupted, file.getbuffer())
+    assert weights is not None
+    model.load_state_dict(weights)
     measured = accuracies(model, test, data.normalisation)
     return {
-        "configuration": name,
-        "seed": seed,
-        "width": arguments.width,
-        "images": len(data.train),
-        "data": dataset.digest[:12],
+        **asked(name, seed, arguments),
+        "digest": dataset.digest[:12],
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
+        "threads": threads,
         "plain": measured.plain,
         "flips": measured.with_flips,
         "seconds": round(seconds, 1),
         "images_per_second": speeds,
         "training_loss": losses,
-        "parameters": parameters,
         "torch": torch.__version__,
+    }
+
+
+def asked(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """What a run is of: two with the same are the same."""
+    return {
+        "configuration": name,
+        "seed": seed,
+        "data": str(arguments.data),
+        "images": arguments.images,
+        "width": arguments.width,
+        "precision": arguments.precision,
+        "parameters": {**configuration(name), "width": arguments.width},
     }
 
 
 def state_file(name: str, seed: int, arguments: argparse.Namespace) -> Path:
     """Where a training that is interrupted can be taken up again."""
-    what = f"{name} {arguments.width} {arguments.images} {arguments.precision} {arguments.data}"
-    digest = hashlib.sha256(what.encode()).hexdigest()[:12]
+    what = json.dumps(asked(name, seed, arguments), sort_keys=True)
     log: Path = arguments.log
-    return log.with_name(f"{log.stem}-{digest}-{seed}.state")
+    return log.with_name(f"{log.stem}-{hashlib.sha256(what.encode()).hexdigest()[:12]}.state")
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:
@@ -143,6 +161,15 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             f"| {minutes:.1f} |"
         )
     return lines
+
+
+def machine(rows: Sequence[Mapping[str, Any]]) -> str:
+    """On what, and with which torch."""
+    return "; ".join(
+        dict.fromkeys(
+            f"{row['device']}, {row['threads']} threads, torch {row['torch']}" for row in rows
+        )
+    )
 
 
 def main() -> None:
@@ -164,18 +191,14 @@ def main() -> None:
     arguments.log.touch()
     wanted = [(name, seed) for seed in range(arguments.seeds) for name in arguments.configurations]
     known = [json.loads(line) for line in arguments.log.read_text().splitlines()]
-
-    def asked(row: Mapping[str, Any]) -> bool:
-        return bool(
-            row["width"] == arguments.width
-            and (not arguments.images or row["images"] == arguments.images)
-            and row["parameters"]
-            == {**configuration(row["configuration"]), "width": arguments.width}
-        )
-
-    rows = [row for row in known if (row["configuration"], row["seed"]) in wanted and asked(row)]
-    done = {(row["configuration"], row["seed"]) for row in rows}
-    jobs = [(*key, arguments, threads) for key in wanted if key not in done]
+    rows, jobs = [], []
+    for name, seed in wanted:
+        what = asked(name, seed, arguments)
+        found = next((row for row in known if what.items() <= row.items()), None)
+        if found:
+            rows.append(found)
+        else:
+            jobs.append((name, seed, arguments, threads))
     with (
         multiprocessing.get_context("spawn").Pool(arguments.processes) as pool,
         arguments.log.open("a") as log,
@@ -184,9 +207,10 @@ def main() -> None:
             rows.append(row)
             log.write(json.dumps(row) + "\n")
             log.flush()
+            state_file(row["configuration"], row["seed"], arguments).unlink()
     order = arguments.configurations
     rows.sort(key=lambda row: (order.index(row["configuration"]), row["seed"]))
-    print(*table(rows), sep="\n")
+    print(*table(rows), "", f"{machine(rows)}", sep="\n")
 
 
 if __name__ == "__main__":

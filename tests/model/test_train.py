@@ -197,13 +197,19 @@ def test_a_precision_that_is_asked_for_is_used() -> None:
 
 
 @pytest.mark.parametrize(
-    ("capability", "dtype"),
-    [((6, 1), torch.float32), ((7, 5), torch.float16), ((8, 0), torch.bfloat16)],
+    ("capability", "name", "dtype"),
+    [
+        ((6, 1), "GeForce GTX 1080", torch.float32),
+        ((7, 5), "Tesla T4", torch.float16),
+        ((7, 5), "NVIDIA GeForce GTX 1660 Ti", torch.float32),
+        ((8, 0), "NVIDIA A100", torch.bfloat16),
+    ],
 )
 def test_a_gpu_computes_in_what_it_has_natively(
-    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: torch.dtype
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], name: str, dtype: torch.dtype
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
     assert compute_dtype("auto", torch.device("cuda")) == dtype
 
 
@@ -245,6 +251,35 @@ def test_a_resumed_trial_goes_on_as_if_it_had_never_been_interrupted(
         assert torch.equal(tensor, whole[3].weights[name]), name
 
 
+@pytest.mark.parametrize(("before", "after"), [("bf16", "fp16"), ("fp16", "fp32")])
+def test_a_trial_can_be_resumed_where_another_precision_is_used(
+    context: TrialContext, before: str, after: str
+) -> None:
+    first = next(train(SMALL, replace(context, precision=before)))
+    (resumed,) = train(SMALL, replace(context, precision=after, resume=first.state))
+    assert resumed.epoch == 2
+    assert resumed.training_loss < first.training_loss
+
+
+def test_a_resumed_trial_keeps_the_size_of_parts(
+    context: TrialContext, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On a larger GPU too, since batch norm sees the parts."""
+    forward = ResNet.forward
+
+    def limited(model: ResNet, images: torch.Tensor) -> torch.Tensor:
+        _out_of_memory_above(32)(model, (images,))
+        return forward(model, images)
+
+    with monkeypatch.context() as small:
+        small.setattr(ResNet, "forward", limited)
+        whole = run(context)
+        state = next(train(SMALL, context)).state
+    (resumed,) = train(SMALL, replace(context, resume=state))
+    assert resumed.training_loss == whole[1].training_loss
+    assert len(caplog.messages) == 2
+
+
 def test_a_batch_that_does_not_fit_is_trained_in_parts_with_the_same_gradients(
     context: TrialContext, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -266,7 +301,7 @@ def test_a_batch_that_does_not_fit_is_trained_in_parts_with_the_same_gradients(
     parts = gradients(20)
     assert caplog.messages == [
         "out of memory with 50 images at once; going on with 25 at once",
-        "out of memory with 25 images at once; going on with 13 at once",
+        "out of memory with 25 images at once; going on with 12 at once",
     ]
     assert len(whole) == 63
     for name, tensor in whole.items():

@@ -13,7 +13,7 @@ from data.split import split_for_training
 from model.trial import Diverged, EpochResult, TrialContext
 from search.objective import End, Objective, Outcome, load_objective, run_trial
 from search.stop import StopRequest
-from studies.checkpoints import CheckpointDirectory, Resumable
+from studies.checkpoints import Checkpoint, CheckpointDirectory, Resumable
 from studies.results import BEST_EPOCH, IMAGES_PER_SECOND
 
 EPOCHS = 4
@@ -221,6 +221,53 @@ def test_an_epoch_that_a_dead_worker_could_not_report_is_reported(
     trial, outcome = run(resumable(9.0, 9.0, 0.2, 0.25), context, checkpoints)
     assert outcome == Outcome(End.COMPLETE, (0.1, 0.3, 0.2, 0.25))
     assert trial.study.trials[0].intermediate_values == {1: 0.1, 2: 0.3, 3: 0.2, 4: 0.25}
+
+
+def test_a_state_that_the_objective_cannot_take_is_begun_anew(
+    context: TrialContext, checkpoints: CheckpointDirectory, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoints.save_state(0, Resumable((0.9, 0.9), {"of": "another version"}))
+    trial, outcome = run(resumable(0.1, 0.3, 0.2, 0.25), context, checkpoints)
+    assert outcome == Outcome(End.COMPLETE, (0.1, 0.3, 0.2, 0.25))
+    assert trial.study.trials[0].intermediate_values == {1: 0.1, 2: 0.3, 3: 0.2, 4: 0.25}
+    assert checkpoints.load(0).epoch == 2
+    assert "trial 0 begins anew" in caplog.text
+
+
+def test_an_objective_that_ignores_its_state_fails_the_trial(
+    context: TrialContext, checkpoints: CheckpointDirectory
+) -> None:
+    checkpoints.save_state(0, Resumable((0.1, 0.2), {"epoch": 2}))
+    _, outcome = run(epochs(0.1, 0.2, 0.3, 0.4), context, checkpoints)
+    assert outcome.end is End.FAILED
+    assert outcome.reason == "the objective yielded epoch 1, not 3"
+
+
+def test_weights_that_the_state_does_not_know_of_are_replaced(
+    context: TrialContext, checkpoints: CheckpointDirectory
+) -> None:
+    """The last worker died between the two files, and a GPU may not give the same again."""
+    checkpoints.save(0, Checkpoint({"epoch": torch.tensor(2)}, 2, 0.9))
+    checkpoints.save_state(0, Resumable((0.1,), {"epoch": 1}))
+    run(resumable(0.1, 0.3, 0.2, 0.25), context, checkpoints)
+    assert (checkpoints.load(0).epoch, checkpoints.load(0).validation_accuracy) == (2, 0.3)
+
+
+@pytest.mark.parametrize("state", [{"epoch": print}, {"epoch": lambda: 1}])
+def test_a_state_that_cannot_be_kept_is_warned_of_and_costs_only_the_way_back(
+    context: TrialContext,
+    checkpoints: CheckpointDirectory,
+    caplog: pytest.LogCaptureFixture,
+    state: dict[str, Any],
+) -> None:
+    def train(_: Mapping[str, Any], context: TrialContext) -> Iterator[EpochResult]:
+        for epoch in range(1, context.epochs + 1):
+            yield EpochResult(epoch, 0.1 * epoch, 1.0, 1000.0, {}, state)
+
+    _, outcome = run(train, context, checkpoints)
+    assert outcome.end is End.COMPLETE
+    assert checkpoints.load_state(0) is None
+    assert "its state cannot be written" in caplog.text or "begins anew" in caplog.text
 
 
 def test_a_full_disk_does_not_end_the_trial(

@@ -76,7 +76,7 @@ def test_a_damaged_state_is_none(
     changed = {"cut": content[:-500], "changed": content, "empty": b"", "another": b"x" * 5000}
     file.write_bytes(bytes(changed[damage]))
     assert directory.load_state(3) is None
-    assert f"{file} is damaged; trial 3 begins anew" in caplog.text
+    assert f"trial 3 begins anew: {file}: it is damaged" in caplog.text
 
 
 def test_a_damaged_or_missing_checkpoint_is_named(tmp_path: Path) -> None:

@@ -1,0 +1,88 @@
+"""Writing a trial's checkpoints while its next epoch is trained."""
+
+import logging
+import pickle
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Any
+
+from torch import Tensor
+
+from model.trial import EpochResult
+from studies.checkpoints import Checkpoint, CheckpointDirectory, Resumable
+
+logger = logging.getLogger(__name__)
+
+
+class Saver:
+    """Writes one epoch's files at a time, in a thread; leaving the context waits for the last.
+
+    What cannot be written is warned of, and the trial goes on.
+    """
+
+    def __init__(self, checkpoints: CheckpointDirectory, trial_number: int) -> None:
+        self._checkpoints, self._number = checkpoints, trial_number
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="saver")
+        self._pending: Future[None] | None = None
+
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._thread.shutdown()
+
+    def save(self, result: EpochResult, best: bool, accuracies: tuple[float, ...] | None) -> None:
+        """Write the weights, if they are the best, and the state, if accuracies are given.
+
+        Returns when both are copied, since the next epoch changes them.
+        """
+        checkpoint = None
+        if best:
+            weights = _copied(result.weights)
+            checkpoint = Checkpoint(weights, result.epoch, result.validation_accuracy)
+        resumable = None
+        if accuracies is not None and result.state is not None:
+            resumable = Resumable(accuracies, _copied(result.state))
+        if self._pending:
+            self._pending.result()
+        self._pending = self._thread.submit(self._write, checkpoint, resumable)
+
+    def _write(self, checkpoint: Checkpoint | None, resumable: Resumable | None) -> None:
+        if checkpoint:
+            try:
+                self._checkpoints.save(self._number, checkpoint)
+            except OSError as error:
+                logger.warning(
+                    "trial %d: the checkpoint %s cannot be written (%s); the trial goes on without",
+                    self._number,
+                    self._checkpoints.file(self._number),
+                    error.strerror,
+                )
+        if resumable:
+            try:
+                self._checkpoints.save_state(self._number, resumable)
+            except (OSError, TypeError, AttributeError, pickle.PicklingError) as error:
+                logger.warning(
+                    "trial %d: its state cannot be written to %s (%s); an interruption would cost "
+                    "it more than an epoch",
+                    self._number,
+                    self._checkpoints.path,
+                    error,
+                )
+
+
+def _copied(value: Any) -> Any:
+    """With every tensor in it on the CPU, and no other's."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {key: _copied(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_copied(item) for item in value)
+    return value
