@@ -96,14 +96,13 @@ FRACTIONAL = frozenset(field.name for field in fields(Hyperparameters) if field.
 NOTEBOOK: Mapping[str, Any] = asdict(Hyperparameters())
 """The configuration that the project began with: every study's own baseline."""
 REFERENCE: Mapping[str, Any] = {
-    "optimizer": "sgd",
+    "optimizer": "muon",
     "learning_rate": 0.1,
+    "momentum": 0.6,
     "schedule": "one-cycle",
-    "peak_fraction": 0.2,
-    "batch_size": 128,
+    "batch_size": 64,
     "weight_decay": 5e-4,
     "label_smoothing": 0.1,
-    "ema": 0.998,
     "augmentation": "alternating-flip+crop2",
     "pooling": "average",
 }

@@ -467,7 +467,8 @@ def _log_to_terminal(level: int = logging.INFO) -> None:
         handlers=[_TerminalHandler()],
     )
     # Its messages repeat ours, in other words.
-    logging.getLogger("optuna").setLevel(logging.WARNING)
+    for talkative in ("optuna", "torch"):
+        logging.getLogger(talkative).setLevel(logging.WARNING)
 
 
 def main() -> None:

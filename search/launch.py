@@ -75,7 +75,8 @@ def visible_gpus() -> list[str]:
 
 
 def _threads(cores: int, workers: int) -> dict[str, str]:
-    return {"OMP_NUM_THREADS": str(max(cores // workers, 1))}
+    own = os.environ.get("OMP_NUM_THREADS")
+    return {"OMP_NUM_THREADS": own or str(max(cores // workers, 1))}
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,6 +94,7 @@ def counts_line(summary: Summary) -> Text:
         (summary.diverged, "diverged", "magenta"),
         (summary.failed, "failed", "red"),
         (summary.running, "running", "cyan"),
+        (summary.waiting, "waiting", "blue"),
     ]
     text = Text()
     for count, name, color in counts:
@@ -153,11 +154,11 @@ def _hint(interruptions: int) -> str:
 
 def trial_seconds_left(record: TrialRecord, epochs: int, now: datetime) -> float | None:
     """From the epochs done and the time since the trial's start; None before the first."""
-    done = len(record.accuracies)
-    if not done or record.started is None or not record.images_per_second:
+    done = len(record.accuracies) - record.epochs_before
+    if done < 1 or record.started is None or not record.images_per_second:
         return None
     elapsed = (now - record.started).total_seconds()
-    return max(elapsed / done * (epochs - done), 0.0)
+    return max(elapsed / done * (epochs - len(record.accuracies)), 0.0)
 
 
 def seconds_left(view: View) -> float | None:

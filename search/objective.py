@@ -21,7 +21,7 @@ from search.space import Space, examples
 from search.stop import Stopped, StopRequest
 from studies.checkpoints import CheckpointDirectory
 from studies.config import DEFAULT_OBJECTIVE, Range, StudyConfig
-from studies.results import BEST_EPOCH, IMAGES_PER_SECOND
+from studies.results import BEST_EPOCH, EPOCHS_BEFORE, IMAGES_PER_SECOND
 
 Objective = Callable[[Mapping[str, Any], TrialContext], Iterator[EpochResult]]
 
@@ -163,6 +163,7 @@ def run_trial(
         kept = checkpoints.accuracy_of(trial.number, max(accuracies))
         context = replace(context, resume=resumable.state)
         logger.info("trial %d: goes on after epoch %d", trial.number, len(accuracies))
+        trial.set_user_attr(EPOCHS_BEFORE, len(accuracies))
         # Its last worker may have died before it could say so.
         for epoch, accuracy in enumerate(accuracies, start=1):
             report(epoch, accuracy)

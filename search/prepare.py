@@ -15,7 +15,16 @@ from search.space import checked_point, grid, make_space, nearest, nearest_known
 from search.warm import plan_warm_start
 from studies.config import DEFAULT_OBJECTIVE, StudyConfig
 from studies.ownership import OwnedStorage
-from studies.study import OpenedStudy, check_data, create_or_continue, exists, open_study
+from studies.study import (
+    OpenedStudy,
+    check_data,
+    check_settings,
+    create_or_continue,
+    exists,
+    open_study,
+)
+
+FEW_IMAGES = 100
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +57,9 @@ def create_from_file(
     enqueued = first_trials(config, origin)
     warm = None
     is_there = exists(storage, config.name)
+    if is_there:
+        # Before the data are read, which takes its time.
+        check_settings(open_study(storage, config.name), config)
     # Once created it is independent of the study that it started from, which may be gone.
     if config.sampler.warm_start and not is_there:
         warm = plan_warm_start(storage, config, enqueued)
@@ -56,6 +68,12 @@ def create_from_file(
         enqueued += grid(make_space(config.space), config.sampler.grid_points, config.seed)
     dataset = load_dataset(config.data.source, root)
     data = split_for_training(dataset, config.data.validation_fraction, config.seed)
+    if not is_there and len(data.validation) < FEW_IMAGES:
+        logger.warning(
+            "only %d validation images choose the best trial, which is mostly chance; "
+            "a larger data.validation_fraction helps",
+            len(data.validation),
+        )
     attributes = warm.attributes if warm else None
     opened, is_new = create_or_continue(storage, config, dataset.digest, enqueued, attributes)
     return Prepared(opened, dataset, data, is_new)
@@ -105,8 +123,7 @@ def first_trials(config: StudyConfig, origin: str) -> list[dict[str, Any]]:
     """What a new study tries first: the notebook's configuration, the best that is known
     (`REFERENCE`), both as near as the space has them, and the file's `[[start]]`s.
 
-    The sampler chooses what the space varies, but not to the reference's value. Each is there
-    once, without the parameters that the space holds fixed. They are never pruned:
+    Each is there once, without the parameters that the space holds fixed. They are never pruned:
     a study is compared with the notebook's, and what is known to be good may begin slowly.
 
     Args:
@@ -121,7 +138,8 @@ def first_trials(config: StudyConfig, origin: str) -> list[dict[str, Any]]:
         baseline = nearest(space, NOTEBOOK)
         if not isinstance(baseline, str):
             trials.append(baseline)
-        reference = nearest_known(space, REFERENCE)
+        # What the space has not of it, is the notebook's.
+        reference = {**nearest_known(space, NOTEBOOK), **nearest_known(space, REFERENCE)}
         # Its learning rate means nothing to another optimizer.
         if reference not in ({}, *trials) and all(
             offers(space, name, REFERENCE[name], NOTEBOOK[name])

@@ -84,6 +84,7 @@ def _finish_confirmation(
     export_confirmed(prepared, confirmation, options.root, output, device)
     console.print(describe_confirmation(confirmation), highlight=False, markup=False)
     console.print(f"model: {output}", highlight=False, markup=False)
+    console.print(f"  to use it: hpsearch predict {output} IMAGE...", highlight=False, markup=False)
     return 0
 
 
@@ -103,7 +104,8 @@ def describe_confirmation(confirmation: Confirmation) -> str:
     lines.append(f"confirmed: trial {winner.trial}")
     if winner.claimed is not None:
         lines.append(
-            f"  claimed minus confirmed: {100 * (winner.claimed - winner.mean):+.2f} points"
+            f"  the search had claimed {100 * abs(winner.claimed - winner.mean):.2f} points "
+            f"{'more' if winner.claimed >= winner.mean else 'less'}"
         )
 
     def on_test(result: TestResult) -> str:

@@ -17,6 +17,7 @@ from optuna.trial import Trial, TrialState
 from data.split import TrainingData
 from search.budget import Turn, check_failures, claim
 from search.device import device_name, free_memory
+from search.enqueue import TOKEN
 from search.objective import End, Objective, Outcome, run_trial, suggest, trial_context
 from search.prepare import first_trials
 from search.samplers import derived_seed, make_pruner, make_sampler
@@ -110,7 +111,10 @@ class Worker:
             parameters = suggest(trial, make_space(config.space))
             logger.info("trial %d: %s", trial.number, parameters)
             context = trial_context(config, self.data, self.device, seed)
-            may_prune = trial.number >= len(first_trials(config, config.name))
+            # A configuration of the user's own is one whose result is wanted.
+            asked_for = (
+                trial.number < len(first_trials(config, config.name)) or TOKEN in trial.user_attrs
+            )
             outcome = run_trial(
                 trial,
                 parameters,
@@ -118,7 +122,7 @@ class Worker:
                 context,
                 self.checkpoints,
                 self.stop,
-                may_prune,
+                may_prune=not asked_for,
             )
             self._tell(trial, outcome)
         if outcome.end is End.FAILED:

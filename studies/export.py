@@ -51,6 +51,7 @@ def write_export(output: Path, weights: Mapping[str, Tensor], description: dict[
         (temporary / "README.md").write_text(readme(description, output.name))
         temporary.chmod(0o755)
         for file in temporary.iterdir():
+            file.chmod(0o644)  # As the checkpoints: safetensors lets nobody else read its own.
             _sync(file)
         _replace(output, temporary)
     except OSError as error:

@@ -14,6 +14,7 @@ IMAGES_PER_SECOND = "images_per_second"
 BEST_EPOCH = "best_epoch"
 DEVICE = "device"
 THREADS = "threads"
+EPOCHS_BEFORE = "epochs_before"
 DIVERGED = "diverged"
 ERROR = "error"
 OWNER = "owner"
@@ -43,7 +44,9 @@ class TrialRecord:
     started: datetime | None
     """UTC, without a time zone."""
     seconds: float | None
-    """From start to end, or None while it runs."""
+    """From its (last) start to its end, or None while it runs."""
+    epochs_before: int = 0
+    """That it had when it was started last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,7 @@ def record(trial: FrozenTrial) -> TrialRecord:
         reason=attributes.get(ERROR) or attributes.get(DIVERGED),
         started=trial.datetime_start,
         seconds=seconds,
+        epochs_before=attributes.get(EPOCHS_BEFORE, 0),
     )
 
 

@@ -81,12 +81,7 @@ def create_or_continue(
         study = optuna.create_study(storage=storage, study_name=config.name, direction="maximize")
     except optuna.exceptions.DuplicatedStudyError:
         opened = open_study(storage, config.name)
-        different = differences(opened.config, config)
-        if different:
-            raise UserError(
-                f"study {config.name!r} was created with other settings "
-                f"({'; '.join(different)}); give another --name, or undo the change"
-            ) from None
+        check_settings(opened, config)
         check_data(opened, data_digest)
         _store_what_may_change(opened.study, config)
         return open_study(storage, config.name), False
@@ -178,6 +173,20 @@ def _attributes_when_created(study: Study) -> dict[str, Any]:
             )
         time.sleep(0.1)
     return attributes
+
+
+def check_settings(opened: OpenedStudy, config: StudyConfig) -> None:
+    """Refuse settings that are not those of the study, but for its budget and checkpoints.
+
+    Raises:
+        UserError: they differ; the message says in what.
+    """
+    different = differences(opened.config, config)
+    if different:
+        raise UserError(
+            f"study {config.name!r} was created with other settings ({'; '.join(different)}); "
+            "give another --name, or undo the change"
+        )
 
 
 def check_data(opened: OpenedStudy, data_digest: str) -> None:

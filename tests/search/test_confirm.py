@@ -39,7 +39,9 @@ def storage(tmp_path: Path) -> OwnedStorage:
 @pytest.fixture
 def searched(storage: OwnedStorage, data_cache: Path) -> Prepared:
     """Trial 0, the notebook's, is pruned; trials 1 to 4 are complete, 2 and 3 are one point."""
-    config = load_study_file("quickstart", {"sampler.warm_start": "earlier"})
+    config = load_study_file(
+        "quickstart", {"sampler.warm_start": "earlier", "start": [{"batch_size": 128}]}
+    )
     dataset = load_dataset("cifar10-mini", data_cache)
     opened, is_new = create_or_continue(storage, config, dataset.digest, [])
     for state, rate, value in (

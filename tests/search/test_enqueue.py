@@ -56,8 +56,8 @@ def test_a_worker_that_takes_it_at_once_is_no_trouble(
         ({"learning_rate": 7.0}, "learning_rate=7.0: not from 0.0001 to 0.5"),
         ({"learning_rate": "fast"}, "learning_rate=fast: not a number"),
         ({"learning_rate": True}, "learning_rate=True: not a number"),
-        ({"optimizer": "lion"}, "optimizer=lion: the study offers sgd, adam"),
-        ({"color_jitter": 1}, "color_jitter=1: the study offers false, true"),
+        ({"optimizer": "adan"}, "optimizer=adan: the study offers sgd, adam"),
+        ({"pooling": 1}, "pooling=1: the study offers max, average"),
         ({"width": 64}, "width=64: the study offers 8"),
     ],
 )

@@ -27,10 +27,16 @@ def cores(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> No
     indirect=["cores"],
 )
 @pytest.mark.usefixtures("gpus", "cores")
-def test_workers_on_a_cpu_share_its_cores(workers: int | None, threads: list[str]) -> None:
+def test_workers_on_a_cpu_share_its_cores(
+    monkeypatch: pytest.MonkeyPatch, workers: int | None, threads: list[str]
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS")
     slots = plan_slots(workers, workers_per_gpu=1)
     assert [slot.environment["OMP_NUM_THREADS"] for slot in slots] == threads
     assert {slot.device for slot in slots} == {"cpu"}
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    slots = plan_slots(workers, workers_per_gpu=1)
+    assert {slot.environment["OMP_NUM_THREADS"] for slot in slots} == {"3"}, "if the user says so"
 
 
 @pytest.mark.parametrize(

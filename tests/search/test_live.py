@@ -109,7 +109,7 @@ def test_durations_are_readable(seconds: float, said: str) -> None:
 
 
 def test_the_results_are_listed_best_first() -> None:
-    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=300, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     records = [trial(0, "complete", 0.4), trial(1, "pruned", 0.9), trial(2, "complete", 0.6)]
     console.print(results_table(records, CONFIG, top=5))
     lines = console.export_text().splitlines()[1:]

@@ -281,7 +281,9 @@ def test_the_shipped_studies_start_from_each_other(storage: OwnedStorage) -> Non
         "batch_size": 128,
         "weight_decay": 1e-4,
         "augmentation": "flip+crop",
-        "color_jitter": False,
+        "momentum": 0.9,
+        "label_smoothing": 0.1,
+        "pooling": "max",
     }
     opened.study.add_trial(
         optuna.trial.create_trial(
