@@ -222,8 +222,10 @@ def _judge(
         of_winner = on_test(winner.trial)
         test = _test_result(of_winner)
         notebook = baseline_record(searched)
-        if notebook and notebook.number in results and notebook.number != winner.trial:
-            of_baseline = on_test(notebook.number)
+        # Another trial of the same configuration may stand for it.
+        same = [n for n in results if notebook and trials[n].params == notebook.parameters]
+        if same and winner.trial not in same:
+            of_baseline = on_test(same[0])
             if of_baseline:
                 baseline = _test_result(of_baseline)
             if len(of_winner) == len(of_baseline) == len(results[winner.trial]):

@@ -279,7 +279,10 @@ def parse_assignment(assignment: str) -> tuple[str, Any]:
     """
     key, equals, value = assignment.partition("=")
     if not equals or not key.strip():
-        raise UserError(f"{assignment!r}: write key=value, for example trial.epochs=5")
+        raise UserError(
+            f"{assignment!r}: write key=value, as in trial.epochs=5 (a study's setting) or "
+            "learning_rate=0.1 (a parameter)"
+        )
     try:
         return key.strip(), tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:

@@ -229,13 +229,17 @@ def test_an_objective_that_only_the_database_names_is_refused_before_its_import(
 
 
 def _ended(
-    storage: OwnedStorage, searched: Prepared, values: list[float | None], directory: Path
+    storage: OwnedStorage,
+    searched: Prepared,
+    values: list[float | None],
+    directory: Path,
+    top: int = 1,
 ) -> Callable[[], Confirmation]:
     """What judges retrainings of the best and the notebook's, with these values in turn.
 
     None has diverged. The models are untrained.
     """
-    retrainings = plan(searched.opened, top=1, seeds=len(values) // 2)
+    retrainings = plan(searched.opened, top, seeds=len(values) // 2)
     confirming = prepare_confirmation(storage, searched, retrainings)
     checkpoints = CheckpointDirectory(directory)
     weights = build_model(parse_hyperparameters({"width": 8}), 10).state_dict()
@@ -302,6 +306,24 @@ def test_without_a_lost_seed_the_difference_has_an_interval(
     assert mean == pytest.approx(0.5)
     assert low < mean < high
     assert "difference +50.00 points, 95% confidence interval" in describe_confirmation(found)
+
+
+def test_another_trial_of_the_notebook_s_configuration_can_stand_for_it(
+    storage: OwnedStorage, searched: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched.opened.study.add_trial(
+        optuna.trial.create_trial(
+            value=0.49, params={"learning_rate": 1e-3}, distributions={"learning_rate": RATES}
+        )
+    )
+    retrainings = plan(searched.opened, top=2, seeds=2)
+    assert [item.trial for item in retrainings] == [2, 5, 2, 5], "trial 0 is trial 5's point"
+    accuracies = iter([0.6, 0.7, 0.2, 0.1])
+    monkeypatch.setattr("search.confirm.test_accuracy", lambda *_: next(accuracies))
+    found = _ended(storage, searched, [0.5, 0.4, 0.5, 0.4], tmp_path, top=2)()
+    assert found.baseline is not None
+    assert found.baseline.mean == pytest.approx(0.15)
+    assert found.difference is not None
 
 
 def test_an_answer_that_was_given_is_kept(
