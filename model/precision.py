@@ -4,16 +4,14 @@ import os
 
 import torch
 
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-
 
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
     """What convolutions and matrix products are computed in.
 
     Args:
-        precision: one of `PRECISIONS`. `auto` is bfloat16 where the hardware computes in it
-            natively (GPUs from compute capability 8.0; CPUs with AVX512-bf16 or AMX), float16 on
-            GPUs from 7.0, whose tensor cores know no other (the GTX 16 series has none), and
+        precision: `auto`, `fp32`, `bf16` or `fp16`. `auto` is bfloat16 where the hardware computes
+            in it natively (GPUs from compute capability 8.0; CPUs with AVX512-bf16 or AMX), float16
+            on GPUs from 7.0, whose tensor cores know no other (the GTX 16 series has none), and
             float32 elsewhere.
     """
     if precision != "auto":

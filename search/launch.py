@@ -149,9 +149,8 @@ class Interruptions:
 
 @dataclass(slots=True)
 class Place:
-    """A slot, and the worker that is in it now or was last."""
+    """Where one worker runs at a time: the one that does now, or did last."""
 
-    slot: Slot
     worker: WorkerProcess
     started: float
     """On the clock `time.monotonic`, like the others."""
@@ -186,7 +185,7 @@ def supervise(
     troubles: list[str] = []
     passed_on = 0
     last_passed_on = refreshed = 0.0
-    places = [Place(slot, start(slot), time.monotonic()) for slot in slots]
+    places = [Place(start(slot), time.monotonic()) for slot in slots]
     while True:
         while passed_on < len(interruptions.received):
             received = interruptions.received[passed_on]
@@ -204,7 +203,7 @@ def supervise(
                 if passed_on:
                     place.starts_again, place.ended = None, True
                 elif time.monotonic() >= place.starts_again:
-                    place.worker, place.started = start(place.slot), time.monotonic()
+                    place.worker, place.started = start(place.worker.slot), time.monotonic()
                     place.starts_again = None
             elif not place.ended and place.worker.process.poll() is not None:
                 trouble = _after_end(place, take_back, bool(interruptions.received))

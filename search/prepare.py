@@ -135,7 +135,7 @@ def first_trials(config: StudyConfig, origin: str) -> list[dict[str, Any]]:
     trials: list[dict[str, Any]] = []
     if config.trial.objective == DEFAULT_OBJECTIVE:
         space = make_space(config.space)
-        baseline = nearest(space, NOTEBOOK)
+        baseline = baseline_point(config)
         if not isinstance(baseline, str):
             trials.append(baseline)
         # What the space has not of it, is the notebook's.

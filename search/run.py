@@ -151,7 +151,8 @@ def _view(
     records = _records(opened)
     running = {item.worker: item for item in records if item.state == "running"}
     rows = [
-        WorkerRow(place.slot, running.get(place.worker.name), _state(place)) for place in places
+        WorkerRow(place.worker.slot, running.get(place.worker.name), _state(place))
+        for place in places
     ]
     return View(opened.config, masked(url), records, rows, utc_now(), run_started, interruptions)
 

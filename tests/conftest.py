@@ -91,3 +91,16 @@ def status(hpsearch: Hpsearch) -> Callable[..., dict[str, Any]]:
         return document
 
     return read
+
+
+@pytest.fixture
+def write_own_study(tmp_path: Path) -> Callable[[str, str], Path]:
+    """Write objectives of a user's own, and the study file that names one of them."""
+
+    def write(objectives: str, study: str) -> Path:
+        (tmp_path / "objectives.py").write_text(objectives)
+        file = tmp_path / "own.toml"
+        file.write_text(study)
+        return file
+
+    return write

@@ -265,14 +265,8 @@ def test_a_resumed_trial_keeps_the_size_of_parts(
     context: TrialContext, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """On a larger GPU too, since batch norm sees the parts."""
-    forward = ResNet.forward
-
-    def limited(model: ResNet, images: torch.Tensor) -> torch.Tensor:
-        _out_of_memory_above(32)(model, (images,))
-        return forward(model, images)
-
     with monkeypatch.context() as small:
-        small.setattr(ResNet, "forward", limited)
+        small.setattr(ResNet, "forward", _forward_of_at_most(32))
         whole = run(context)
         state = next(train(SMALL, context)).state
     (resumed,) = train(SMALL, replace(context, resume=state))
@@ -316,16 +310,20 @@ def _out_of_memory_above(most: int) -> Any:
     return check
 
 
+def _forward_of_at_most(most: int) -> Any:
+    forward, check = ResNet.forward, _out_of_memory_above(most)
+
+    def limited(model: ResNet, images: torch.Tensor) -> torch.Tensor:
+        check(model, (images,))
+        return forward(model, images)
+
+    return limited
+
+
 def test_a_trial_that_ran_out_of_memory_once_goes_on_in_parts(
     context: TrialContext, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    forward = ResNet.forward
-
-    def limited(model: ResNet, images: torch.Tensor) -> torch.Tensor:
-        _out_of_memory_above(32)(model, (images,))
-        return forward(model, images)
-
-    monkeypatch.setattr(ResNet, "forward", limited)
+    monkeypatch.setattr(ResNet, "forward", _forward_of_at_most(32))
     results = run(replace(context, epochs=4), augmentation="none")
     assert results[-1].training_loss < results[0].training_loss
     assert len(caplog.messages) == 1, "what fits is remembered; evaluation finds its own"
@@ -334,9 +332,7 @@ def test_a_trial_that_ran_out_of_memory_once_goes_on_in_parts(
 def test_what_does_not_fit_in_the_smallest_parts_either_is_an_error(
     context: TrialContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        ResNet, "forward", lambda model, images: _out_of_memory_above(0)(model, (images,))
-    )
+    monkeypatch.setattr(ResNet, "forward", _forward_of_at_most(0))
     with pytest.raises(torch.OutOfMemoryError):
         run(context)
 

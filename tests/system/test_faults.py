@@ -61,11 +61,8 @@ trials = 4
 
 
 @pytest.fixture
-def study(tmp_path: Path) -> Path:
-    (tmp_path / "objectives.py").write_text(OBJECTIVES)
-    file = tmp_path / "own.toml"
-    file.write_text(STUDY)
-    return file
+def study(write_own_study: Callable[[str, str], Path]) -> Path:
+    return write_own_study(OBJECTIVES, STUDY)
 
 
 @contextmanager

@@ -181,11 +181,8 @@ trials = 3
 
 
 @pytest.fixture
-def own_study(tmp_path: Path) -> Path:
-    (tmp_path / "objectives.py").write_text(OBJECTIVES)
-    file = tmp_path / "own.toml"
-    file.write_text(OWN_STUDY)
-    return file
+def own_study(write_own_study: Callable[[str, str], Path]) -> Path:
+    return write_own_study(OBJECTIVES, OWN_STUDY)
 
 
 def test_a_trial_that_raises_or_diverges_is_recorded_and_the_search_goes_on(
