@@ -56,7 +56,8 @@ def claim(study: Study, storage: OwnedStorage, limit: int | None, may_create: bo
     while True:
         trials = study.get_trials(deepcopy=False)
         for trial in budgeted(trials, limit):
-            if trial.state == TrialState.WAITING and storage.take(trial._trial_id):
+            free = trial.state == TrialState.WAITING or storage.may_have_taken(trial._trial_id)
+            if free and storage.take(trial._trial_id):
                 return Trial(study, trial._trial_id)
         turn = next_turn(trials, limit, may_create)
         if turn is not Turn.NEW:

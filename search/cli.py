@@ -76,9 +76,31 @@ WorkersPerGpuOption = Annotated[
     int, typer.Option("--workers-per-gpu", min=1, help="Workers that share a GPU.")
 ]
 
+StoragePatienceOption = Annotated[
+    float,
+    typer.Option(
+        "--storage-patience",
+        metavar="SECONDS",
+        min=0,
+        help="For how long workers go on while the storage does not answer.",
+    ),
+]
+GraceOption = Annotated[
+    float,
+    typer.Option(
+        "--grace",
+        metavar="SECONDS",
+        min=0,
+        help="How long a running epoch may take to end, when asked to stop.",
+    ),
+]
+
 DEFAULT_DIRECTORY = Path("var")
 # The same as studies.storage.DEFAULT_URL, which would cost the import of Optuna; a test compares.
 DEFAULT_STORAGE = "sqlite:///hpsearch.db"
+# The same as in studies.patience and search.stop, likewise.
+DEFAULT_PATIENCE = 600.0
+DEFAULT_GRACE = 10.0
 
 
 @app.command()
@@ -104,6 +126,8 @@ def run(
         ),
     ] = None,
     storage: StorageOption = DEFAULT_STORAGE,
+    storage_patience: StoragePatienceOption = DEFAULT_PATIENCE,
+    grace: GraceOption = DEFAULT_GRACE,
     directory: DirectoryOption = DEFAULT_DIRECTORY,
 ) -> None:
     """Search: create or continue a study, run workers, and export the best model."""
@@ -123,7 +147,14 @@ def run(
     from search.run import RunOptions, run_study
 
     options = RunOptions(
-        _command_line(storage), study, storage, directory, workers, workers_per_gpu
+        _command_line(storage),
+        study,
+        storage,
+        directory,
+        workers,
+        workers_per_gpu,
+        storage_patience,
+        grace,
     )
     raise typer.Exit(run_study(config, with_storage, options))
 
@@ -177,6 +208,8 @@ def worker(
         ),
     ] = None,
     storage: StorageOption = DEFAULT_STORAGE,
+    storage_patience: StoragePatienceOption = DEFAULT_PATIENCE,
+    grace: GraceOption = DEFAULT_GRACE,
     directory: DirectoryOption = DEFAULT_DIRECTORY,
 ) -> None:
     """Be one worker of a study, on any machine that reaches its storage.
@@ -185,12 +218,14 @@ def worker(
     """
     from search.run import run_worker
     from studies.config import is_study_file
+    from studies.patience import Patience
     from studies.storage import open_storage
 
     overrides = _overrides(None, None, None, data, warm_start, [])
     config = _study_file(study, overrides) if is_study_file(study) else None
-    with_storage = open_storage(storage, create=config is not None)
     _log_to_terminal()
+    patience = Patience(storage_patience)
+    with_storage = open_storage(storage, create=config is not None, patience=patience)
     raise typer.Exit(
         run_worker(
             config,
@@ -200,6 +235,8 @@ def worker(
             data,
             allow_objective,
             overrides.get("sampler.warm_start"),
+            patience,
+            grace,
         )
     )
 
@@ -488,8 +525,11 @@ def main() -> None:
         where = f"{error.filename}: " if error.filename else ""
         _fail(f"{where}{error.strerror or error}", 1)
     except Exception as error:
+        from studies.patience import STORAGE_LOST_EXIT_CODE, StorageLost
         from studies.storage import storage_failure
 
+        if isinstance(error, StorageLost):
+            _fail(f"{error}; what was running is taken up again later", STORAGE_LOST_EXIT_CODE)
         message = storage_failure(error)
         if message is None:
             raise

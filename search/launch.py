@@ -13,6 +13,7 @@ from types import FrameType
 
 from search.stop import STOPPED_EXIT_CODES
 from studies.ownership import worker_name
+from studies.patience import STORAGE_LOST_EXIT_CODE
 
 MOST_CPU_WORKERS = 4
 """By default; each takes about 0.7 GB of memory."""
@@ -235,7 +236,7 @@ def _after_end(
     line = f"worker {worker.slot.index}: {reason}{where}{_last_line(worker.log)}"
     lived = time.monotonic() - place.started
     place.deaths = place.deaths + 1 if lived < SOON_SECONDS else 1
-    if interrupted or code == USER_ERROR_EXIT_CODE:
+    if interrupted or code in (USER_ERROR_EXIT_CODE, STORAGE_LOST_EXIT_CODE):
         place.ended = True
     elif place.deaths == MOST_DEATHS:
         place.ended = True

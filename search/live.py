@@ -39,6 +39,8 @@ class View:
     run_started: float
     """On the clock `time.time`."""
     interruptions: int
+    trouble: str | None = None
+    """What is wrong with the storage, if anything: the records are from before."""
 
 
 def utc_now() -> datetime:
@@ -66,6 +68,7 @@ def render(view: View) -> RenderableType:
         counts_line(summary),
         _best(summary, view.config),
         _workers(view, elsewhere),
+        *([Text(view.trouble, style="bold red")] if view.trouble else []),
         Text(_hint(view.interruptions), style="dim"),
     ]
     return Group(*parts)

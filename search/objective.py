@@ -16,6 +16,7 @@ from optuna.trial import Trial
 from data.errors import UserError
 from data.split import TrainingData
 from model.trial import Diverged, EpochResult, TrialContext
+from search.reports import Reports
 from search.saver import Saver
 from search.space import Space, examples
 from search.stop import Stopped, StopRequest
@@ -131,101 +132,117 @@ def run_trial(
     context: TrialContext,
     checkpoints: CheckpointDirectory,
     stop: StopRequest,
+    reports: Reports,
     may_prune: bool = True,
 ) -> Outcome:
     """Train one trial and report each epoch; what becomes of the trial is for the caller to tell.
 
-    One that was interrupted goes on after its last epoch, if its checkpoints are here.
+    One that was interrupted goes on after its last epoch, if its checkpoints are here. While the
+    database does not answer it is trained on, and judged and reported later.
 
     Args:
         may_prune: False for a trial that is to be complete, whatever the pruner says.
 
     Raises:
+        NotOwned: the trial is another worker's by now.
+        StorageLost: the database has not answered for too long.
         Exception: of the storage. What the objective raises is an outcome, not an exception.
     """
-    frozen = trial.storage.get_trial(trial._trial_id)
-    reported = set(frozen.intermediate_values)
-    judged = max(reported, default=0)
+    with Saver(checkpoints, trial.number) as saver:
+        outcome = _run_epochs(
+            trial.number,
+            parameters,
+            objective,
+            context,
+            checkpoints,
+            saver,
+            stop,
+            reports,
+            may_prune,
+        )
+        reports.deliver_all()
+        saver.write()
+    return outcome
 
-    def report(epoch: int, accuracy: float) -> None:
-        if epoch in reported:
-            # A trial that was handed back runs again; trial.report would ignore the new value.
-            trial.storage.set_trial_intermediate_value(trial._trial_id, epoch, accuracy)
-        else:
-            trial.report(accuracy, step=epoch)
-            reported.add(epoch)
 
+def _run_epochs(
+    number: int,
+    parameters: Mapping[str, Any],
+    objective: Objective,
+    context: TrialContext,
+    checkpoints: CheckpointDirectory,
+    saver: Saver,
+    stop: StopRequest,
+    reports: Reports,
+    may_prune: bool,
+) -> Outcome:
     accuracies: list[float] = []
-    kept = -1.0  # The accuracy of the weights on the disk.
-    resumable = checkpoints.load_state(trial.number)
+    kept = -1.0  # The accuracy of the weights on the disk, or on the way there.
+    resumable = checkpoints.load_state(number)
     if resumable:
         accuracies.extend(resumable.accuracies)
-        kept = checkpoints.accuracy_of(trial.number, max(accuracies))
+        kept = checkpoints.accuracy_of(number, max(accuracies))
         context = replace(context, resume=resumable.state)
-        logger.info("trial %d: goes on after epoch %d", trial.number, len(accuracies))
-        trial.set_user_attr(EPOCHS_BEFORE, len(accuracies))
+        logger.info("trial %d: goes on after epoch %d", number, len(accuracies))
+        reports.attribute(EPOCHS_BEFORE, len(accuracies))
         # Its last worker may have died before it could say so.
         for epoch, accuracy in enumerate(accuracies, start=1):
-            report(epoch, accuracy)
+            reports.accuracy(epoch, accuracy)
         del resumable  # As large as the model and its optimizer.
     epochs: Iterator[EpochResult] | None = None
-    with Saver(checkpoints, trial.number) as saver:
-        while len(accuracies) < context.epochs:
-            try:
-                with stop.interruptible():
-                    epochs = epochs or objective(parameters, context)
-                    result = next(epochs)
-            except Stopped:
-                return Outcome(End.INTERRUPTED, tuple(accuracies))
-            except StopIteration:
-                reason = f"the objective ended after {len(accuracies)} of {context.epochs} epochs"
-                return Outcome(End.FAILED, tuple(accuracies), reason)
-            except Diverged as error:
-                return Outcome(End.DIVERGED, tuple(accuracies), str(error)[:LONGEST_REASON])
-            except Exception as error:
-                if context.resume is not None:
-                    # The state may be of another device, or of another version.
-                    logger.warning("trial %d begins anew", trial.number, exc_info=True)
-                    context, epochs, accuracies, kept = (
-                        replace(context, resume=None),
-                        None,
-                        [],
-                        -1.0,
-                    )
-                    continue
-                logger.warning("trial %d raised", trial.number, exc_info=True)
-                reason = f"{type(error).__name__}: {error}"
-                return Outcome(End.FAILED, tuple(accuracies), reason[:LONGEST_REASON])
-            if result.epoch != len(accuracies) + 1:
-                reason = f"the objective yielded epoch {result.epoch}, not {len(accuracies) + 1}"
-                return Outcome(End.FAILED, tuple(accuracies), reason)
+    while len(accuracies) < context.epochs:
+        try:
+            with stop.interruptible():
+                epochs = epochs or objective(parameters, context)
+                result = next(epochs)
+        except Stopped:
+            return Outcome(End.INTERRUPTED, tuple(accuracies))
+        except StopIteration:
+            reason = f"the objective ended after {len(accuracies)} of {context.epochs} epochs"
+            return Outcome(End.FAILED, tuple(accuracies), reason)
+        except Diverged as error:
+            return Outcome(End.DIVERGED, tuple(accuracies), str(error)[:LONGEST_REASON])
+        except Exception as error:
             if context.resume is not None:
-                context = replace(context, resume=None)
-            # First of all: if the trial is another worker's by now, nothing of it is touched.
-            trial.set_user_attr(IMAGES_PER_SECOND, round(result.images_per_second))
-            accuracy = result.validation_accuracy
-            accuracies.append(accuracy)
-            best, last = accuracy > kept, len(accuracies) == context.epochs
-            saver.save(result, best, None if last else tuple(accuracies))
-            if best:
-                kept = accuracy
-                trial.set_user_attr(BEST_EPOCH, result.epoch)
-            report(result.epoch, accuracy)
-            logger.info(
-                "trial %d: epoch %d of %d, validation accuracy %.2f%%, loss %.4f, %.0f images/s",
-                trial.number,
-                result.epoch,
-                context.epochs,
-                100 * accuracy,
-                result.training_loss,
-                result.images_per_second,
-            )
-            if last:
-                break
-            # Until it is as far as before, the pruner would see its old epochs, and has judged
-            # them. It is asked in any case: it may take note of who reached an epoch.
-            if result.epoch >= judged and trial.should_prune() and may_prune:
-                return Outcome(End.PRUNED, tuple(accuracies))
-            if stop.requested:
-                return Outcome(End.INTERRUPTED, tuple(accuracies))
+                # The state may be of another device, or of another version.
+                logger.warning("trial %d begins anew", number, exc_info=True)
+                context, epochs, accuracies, kept = replace(context, resume=None), None, [], -1.0
+                reports.attribute(EPOCHS_BEFORE, 0)
+                continue
+            logger.warning("trial %d raised", number, exc_info=True)
+            reason = f"{type(error).__name__}: {error}"
+            return Outcome(End.FAILED, tuple(accuracies), reason[:LONGEST_REASON])
+        if result.epoch != len(accuracies) + 1:
+            reason = f"the objective yielded epoch {result.epoch}, not {len(accuracies) + 1}"
+            return Outcome(End.FAILED, tuple(accuracies), reason)
+        if context.resume is not None:
+            context = replace(context, resume=None)
+        accuracy = result.validation_accuracy
+        accuracies.append(accuracy)
+        best, last = accuracy > kept, len(accuracies) == context.epochs
+        reports.attribute(IMAGES_PER_SECOND, round(result.images_per_second))
+        if best:
+            kept = accuracy
+            reports.attribute(BEST_EPOCH, result.epoch)
+        reports.accuracy(result.epoch, accuracy)
+        saver.keep(result, best, None if last else tuple(accuracies))
+        # In this order: if the trial is another worker's by now, nothing of it is touched.
+        if reports.deliver():
+            saver.write()
+        logger.info(
+            "trial %d: epoch %d of %d, validation accuracy %.2f%%, loss %.4f, %.0f images/s",
+            number,
+            result.epoch,
+            context.epochs,
+            100 * accuracy,
+            result.training_loss,
+            result.images_per_second,
+        )
+        if last:
+            break
+        # The pruner is asked in any case: it may take note of who reached an epoch.
+        if reports.is_hopeless(result.epoch) and may_prune:
+            return Outcome(End.PRUNED, tuple(accuracies))
+        if stop.requested:
+            return Outcome(End.INTERRUPTED, tuple(accuracies))
     return Outcome(End.COMPLETE, tuple(accuracies))

@@ -2,9 +2,10 @@
 
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from rich.console import Console
 from rich.live import Live
@@ -23,15 +24,19 @@ from search.launch import (
     supervise,
 )
 from search.live import View, WorkerRow, render, utc_now
+from search.lost import LostTrials
 from search.objective import load_objective
 from search.prepare import Prepared, create_from_file, join
-from search.stop import StopRequest
+from search.stop import GRACE_SECONDS, StopRequest
 from search.worker import Worker, checkpoint_directory
 from studies.config import DEFAULT_OBJECTIVE, StudyConfig
 from studies.ownership import OwnedStorage
+from studies.patience import DEFAULT_SECONDS, Patience, StorageLost
 from studies.results import TrialRecord, record, summarise
 from studies.storage import masked
 from studies.study import OpenedStudy, exists, started_from
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +55,10 @@ class RunOptions:
     """Where data sets, checkpoints and logs go."""
     workers: int | None
     workers_per_gpu: int
+    storage_patience: float = DEFAULT_SECONDS
+    """For how many seconds workers go on while the storage does not answer."""
+    grace: float = GRACE_SECONDS
+    """How many seconds a running epoch has to end, when asked to stop."""
 
 
 def run_study(config: StudyConfig, storage: OwnedStorage, options: RunOptions) -> int:
@@ -59,6 +68,7 @@ def run_study(config: StudyConfig, storage: OwnedStorage, options: RunOptions) -
         The exit code: 0, 1 if workers died or nothing was found, 128 + signal if interrupted.
 
     Raises:
+        StorageLost: the storage does not answer at the end.
         UserError: the study file, its data and an earlier study of the name do not fit together.
     """
     console = Console(soft_wrap=True)
@@ -95,6 +105,8 @@ def run_workers(
     logs = opened.directory(options.root) / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     arguments = [config.name, "--directory", str(options.root), "--data", source]
+    arguments += ["--storage-patience", str(options.storage_patience)]
+    arguments += ["--grace", str(options.grace)]
     if config.trial.objective != DEFAULT_OBJECTIVE:
         arguments += ["--allow-objective", config.trial.objective]
     # The URL may hold a password: it goes by the environment, which only the user can read.
@@ -105,20 +117,56 @@ def run_workers(
         log = logs / f"worker-{slot.index}.log" if console.is_terminal else None
         return start_worker(slot, arguments, environment, log)
 
+    patience = Patience(options.storage_patience)
+    dead: list[tuple[str, str]] = []
+
+    def take_back_dead() -> None:
+        while dead:
+            worker, reason = dead[0]
+            storage.take_back(opened.study._study_id, worker, config.trial.max_retries, reason)
+            del dead[0]
+
+    def attempt(function: Callable[[], T], otherwise: T) -> T:
+        # If the storage is lost, it is so to the workers as well, which end by themselves.
+        try:
+            return patience.attempt(function, otherwise)
+        except StorageLost:
+            return otherwise
+
     def take_back(worker: WorkerProcess, reason: str) -> None:
-        study_id = opened.study._study_id
-        storage.take_back(study_id, worker.name, config.trial.max_retries, reason)
+        dead.append((worker.name, reason))
+        attempt(take_back_dead, None)
 
-    if not console.is_terminal:
-        return supervise(slots, start, take_back, interruptions, lambda *_: None)
-    run_started = time.time()
-    with Live(console=console, auto_refresh=False, transient=True) as live:
+    def watch() -> list[str]:
+        if not console.is_terminal:
+            return supervise(
+                slots, start, take_back, interruptions, lambda *_: attempt(take_back_dead, None)
+            )
+        run_started = time.time()
+        records: list[TrialRecord] = []
+        with Live(console=console, auto_refresh=False, transient=True) as live:
 
-        def refresh(places: Sequence[Place], interrupted: int) -> None:
-            view = _view(opened, options.url, places, run_started, interrupted)
-            live.update(render(view), refresh=True)
+            def refresh(places: Sequence[Place], interrupted: int) -> None:
+                nonlocal records
+                attempt(take_back_dead, None)
+                records = attempt(lambda: _records(opened), records)
+                view = _view(opened, options.url, records, places, run_started, interrupted)
+                live.update(render(replace(view, trouble=_trouble(patience))), refresh=True)
 
-        return supervise(slots, start, take_back, interruptions, refresh)
+            return supervise(slots, start, take_back, interruptions, refresh)
+
+    troubles = watch()
+    attempt(take_back_dead, None)
+    return troubles
+
+
+def _trouble(patience: Patience) -> str | None:
+    if patience.trouble is None:
+        return None
+    return (
+        f"the storage has not answered for {patience.waited:.0f} s ({patience.trouble}); "
+        f"training goes on, and what it gives is kept, for {patience.seconds:.0f} s"
+    )
 
 
 def announce(console: Console, prepared: Prepared, url: str) -> None:
@@ -144,11 +192,11 @@ def _records(opened: OpenedStudy) -> list[TrialRecord]:
 def _view(
     opened: OpenedStudy,
     url: str,
+    records: Sequence[TrialRecord],
     places: Sequence[Place],
     run_started: float,
     interruptions: int,
 ) -> View:
-    records = _records(opened)
     running = {item.worker: item for item in records if item.state == "running"}
     rows = [
         WorkerRow(place.worker.slot, running.get(place.worker.name), _state(place))
@@ -171,7 +219,9 @@ def _finish(
     interruptions: Interruptions,
 ) -> int:
     opened = prepared.opened
-    summary = summarise(_records(opened))
+    patience = Patience(options.storage_patience)
+    records = patience.call(lambda: _records(opened), lambda: not interruptions.received)
+    summary = summarise(records)
     console.print(
         f"{summary.finished} trials finished ({summary.complete} complete, {summary.pruned} "
         f"pruned, {summary.diverged} diverged), {summary.failed} failed",
@@ -198,7 +248,9 @@ def run_worker(
     root: Path,
     source: str | None,
     allowed_objective: str | None,
-    warm_start: str | None = None,
+    warm_start: str | None,
+    patience: Patience,
+    grace: float,
 ) -> int:
     """Run `hpsearch worker`.
 
@@ -208,15 +260,24 @@ def run_worker(
         source: where this machine has the data, if not where the study says.
         allowed_objective: what may be imported beside the default.
         warm_start: the study that this one must have started from.
+        patience: for a storage that does not answer.
+        grace: how many seconds a running epoch has to end, when asked to stop.
 
     Returns:
         The exit code: 0, or 128 + signal if asked to stop.
+
+    Raises:
+        StorageLost: the storage has not answered for too long.
+        UserError: the study, its data and what is given here do not fit together.
     """
     name = config.name if config else study
-    if config and not exists(storage, name):
-        prepared = create_from_file(storage, config, study, root)
-    else:
-        prepared = join(storage, name, root, source)
+
+    def prepare() -> Prepared:
+        if config and not exists(storage, name):
+            return create_from_file(storage, config, study, root)
+        return join(storage, name, root, source)
+
+    prepared = patience.call(prepare)
     settings = prepared.opened.config
     if warm_start and settings.sampler.warm_start != warm_start:
         started = started_from(prepared.opened) or "starts from no earlier study"
@@ -229,7 +290,7 @@ def run_worker(
             f"with --allow-objective {objective_name}"
         )
     minutes = settings.budget.minutes
-    stop = StopRequest()
+    stop = StopRequest(grace)
     stop.install()
     try:
         with taken_device(root) as device:
@@ -242,8 +303,14 @@ def run_worker(
                 device=device,
                 checkpoints=checkpoint_directory(prepared.opened, root),
                 stop=stop,
+                patience=patience,
+                lost_trials=LostTrials(prepared.opened, storage),
                 deadline=None if minutes is None else time.time() + 60 * minutes,
             ).work()
+    except StorageLost as error:
+        if not stop.requested:
+            raise
+        logger.warning("%s; a trial that was running is taken up again later", error)
     finally:
         stop.disarm()
     return stop.exit_code

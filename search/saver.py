@@ -18,12 +18,15 @@ logger = logging.getLogger(__name__)
 class Saver:
     """Writes one epoch's files at a time, in a thread; leaving the context waits for the last.
 
-    What cannot be written is warned of, and the trial goes on.
+    What is kept can be written later, or never, if the trial is another worker's by then. What
+    cannot be written is warned of, and the trial goes on.
     """
 
     def __init__(self, checkpoints: CheckpointDirectory, trial_number: int) -> None:
         self._checkpoints, self._number = checkpoints, trial_number
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="saver")
+        self._checkpoint: Checkpoint | None = None
+        self._resumable: Resumable | None = None
         self._pending: Future[None] | None = None
 
     def __enter__(self) -> "Saver":
@@ -37,21 +40,23 @@ class Saver:
     ) -> None:
         self._thread.shutdown()
 
-    def save(self, result: EpochResult, best: bool, accuracies: tuple[float, ...] | None) -> None:
-        """Write the weights, if they are the best, and the state, if accuracies are given.
+    def keep(self, result: EpochResult, best: bool, accuracies: tuple[float, ...] | None) -> None:
+        """Copy the weights, if they are the best, and the state, if accuracies are given.
 
-        Returns when both are copied, since the next epoch changes them.
+        The next epoch changes them.
         """
-        checkpoint = None
         if best:
             weights = _copied(result.weights)
-            checkpoint = Checkpoint(weights, result.epoch, result.validation_accuracy)
-        resumable = None
+            self._checkpoint = Checkpoint(weights, result.epoch, result.validation_accuracy)
         if accuracies is not None and result.state is not None:
-            resumable = Resumable(accuracies, _copied(result.state))
+            self._resumable = Resumable(accuracies, _copied(result.state))
+
+    def write(self) -> None:
+        """Begin to write what is kept, once what was written before is on the disk."""
         if self._pending:
             self._pending.result()
-        self._pending = self._thread.submit(self._write, checkpoint, resumable)
+        self._pending = self._thread.submit(self._write, self._checkpoint, self._resumable)
+        self._checkpoint = self._resumable = None
 
     def _write(self, checkpoint: Checkpoint | None, resumable: Resumable | None) -> None:
         if checkpoint:

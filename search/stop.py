@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-GRACE_SECONDS = 10
-"""A running epoch that ends within this time is finished, else abandoned."""
+GRACE_SECONDS = 10.0
+"""By default: a running epoch that ends within this time is finished, else abandoned."""
 
 STOPPED_EXIT_CODES = (130, 143)
 """Of a process that SIGINT or SIGTERM has stopped: 128 and the signal's number."""
@@ -19,14 +19,16 @@ class Stopped(BaseException):
 class StopRequest:
     """Whether SIGINT (Ctrl-C) or SIGTERM has asked this process to stop.
 
-    The first signal lets the running epoch end within `GRACE_SECONDS`; after that, or at a second
+    The first signal lets the running epoch end within `grace_seconds`; after that, or at a second
     signal, `Stopped` is raised, but only inside `interruptible()`: never while the storage is
     being written.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, grace_seconds: float = GRACE_SECONDS) -> None:
+        self._grace_seconds = grace_seconds
         self.signal: signal.Signals | None = None
-        self._now = False
+        self.is_over = False
+        """Whether the time to end the running epoch is."""
         self._interruptible = False
 
     def install(self) -> None:
@@ -36,7 +38,7 @@ class StopRequest:
 
     def disarm(self) -> None:
         """Cancel the end of the grace period: it must not kill a process that is leaving."""
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
     @property
     def requested(self) -> bool:
@@ -49,9 +51,10 @@ class StopRequest:
     def _handle(self, number: int, _: FrameType | None) -> None:
         if self.signal is None:
             self.signal = signal.Signals(number)
-            signal.alarm(GRACE_SECONDS)
-            return
-        self._now = True
+            if self._grace_seconds > 0:
+                signal.setitimer(signal.ITIMER_REAL, self._grace_seconds)
+                return
+        self.is_over = True
         if self._interruptible:
             raise Stopped
 
@@ -60,7 +63,7 @@ class StopRequest:
         """Code in which `Stopped` may be raised at any point."""
         self._interruptible = True
         try:
-            if self._now:
+            if self.is_over:
                 raise Stopped
             yield
         finally:

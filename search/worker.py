@@ -9,29 +9,36 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import optuna
 import torch
 from optuna.trial import Trial, TrialState
 
 from data.split import TrainingData
+from model.trial import TrialContext
 from search.budget import Turn, check_failures, claim
 from search.device import device_name, free_memory
 from search.enqueue import TOKEN
+from search.lost import LostTrials
 from search.objective import End, Objective, Outcome, run_trial, suggest, trial_context
 from search.prepare import first_trials
+from search.reports import Reports
 from search.samplers import derived_seed, make_pruner, make_sampler
 from search.space import make_space
 from search.stop import StopRequest
 from search.warm import earlier_trials
 from studies.checkpoints import CheckpointDirectory, ended, superfluous
 from studies.ownership import NotOwned, OwnedStorage, worker_name
+from studies.patience import STORAGE_ERRORS, Patience, reason
 from studies.results import DEVICE, DIVERGED, ERROR, SEED, THREADS, WORKER, record
-from studies.storage import HEARTBEAT_SECONDS, STALE_SECONDS, quiet_optuna
+from studies.storage import HEARTBEAT_SECONDS, quiet_optuna
 from studies.study import OpenedStudy
 
 POLL_SECONDS = 1.0
 """Between looks at the study while all trials are taken."""
+HEARTBEAT_AGAIN_SECONDS = 2.0
+LONGEST_JOIN_SECONDS = 1.0
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +55,8 @@ class Worker:
     device: torch.device
     checkpoints: CheckpointDirectory
     stop: StopRequest
+    patience: Patience
+    lost_trials: LostTrials
     deadline: float | None
     """On the clock `time.time`: no trial is started after it."""
 
@@ -56,22 +65,19 @@ class Worker:
 
         Raises:
             UserError: trial after trial fails.
+            StorageLost: the database has not answered for too long.
         """
         config, study = self.opened.config, self.opened.study
         seed = derived_seed(config.seed, socket.gethostname(), os.getpid(), time.time_ns())
-        earlier = earlier_trials(self.opened)
+        earlier = self.patience.call(lambda: earlier_trials(self.opened))
         study.sampler = make_sampler(config.sampler, seed, config.trial.epochs, earlier)
         study.pruner = make_pruner(config.pruner, config.trial.epochs)
-        may_create = config.sampler.name != "grid"
-        trials_before = len(study.get_trials(deepcopy=False))
+        trials_before = len(self.patience.call(lambda: study.get_trials(deepcopy=False)))
         while not self.stop.requested:
             if self.deadline is not None and time.time() >= self.deadline:
                 logger.info("the time is up")
                 return
-            with quiet_optuna():
-                self._take_back_lost_trials()
-                check_failures(study.get_trials(deepcopy=False)[trials_before:])
-                claimed = claim(study, self.storage, config.budget.trials, may_create)
+            claimed = self.patience.call(lambda: self._next(trials_before), self._may_wait)
             if isinstance(claimed, Trial):
                 try:
                     self._run(claimed)
@@ -86,32 +92,30 @@ class Worker:
             else:
                 return
 
-    def _take_back_lost_trials(self) -> None:
-        retries = self.opened.config.trial.max_retries
-        for trial_id, owner in self.storage.lost_trials(self.opened.study._study_id).items():
-            reason = f"no sign of life for {STALE_SECONDS} s"
-            if self.storage.take_away(trial_id, owner, retries, reason):
-                number = self.storage.get_trial(trial_id).number
-                logger.warning("trial %d: its worker was lost (%s)", number, reason)
+    def _next(self, trials_before: int) -> Trial | Turn:
+        config, study = self.opened.config, self.opened.study
+        with quiet_optuna():
+            self.lost_trials.take_back()
+            check_failures(study.get_trials(deepcopy=False)[trials_before:])
+            may_create = config.sampler.name != "grid"
+            return claim(study, self.storage, config.budget.trials, may_create)
+
+    def _may_wait(self) -> bool:
+        """Whether there is time to wait for the database."""
+        return not self.stop.requested
 
     def _run(self, trial: Trial) -> None:
-        config = self.opened.config
-        with beating_heart(self.storage, trial._trial_id):
-            # A retraining was given its seed when it was enqueued.
-            seed = trial.user_attrs.get(SEED, derived_seed(config.seed, trial.number))
-            trial.set_user_attr(WORKER, worker_name(os.getpid()))
-            trial.set_user_attr(SEED, seed)
-            goes_on = bool(trial.storage.get_trial(trial._trial_id).intermediate_values)
-            ran_on = {DEVICE: device_name(self.device), THREADS: torch.get_num_threads()}
-            for key, value in ran_on.items():
-                before = trial.user_attrs.get(key, value)
-                # A curve of two devices is not to be taken for one of either.
-                both = goes_on and before != value
-                trial.set_user_attr(key, f"{before}, then {value}" if both else value)
-            parameters = suggest(trial, make_space(config.space))
-            logger.info("trial %d: %s", trial.number, parameters)
-            context = trial_context(config, self.data, self.device, seed)
+        # Once asked to stop, what there is to say is still said within the grace period.
+        def may_wait() -> bool:
+            return not self.stop.is_over
+
+        with beating_heart(self.storage, trial._trial_id, self.lost_trials):
+            parameters, context = self.patience.call(lambda: self._begin(trial), may_wait)
+            reports = Reports(
+                trial, self.patience, may_wait, lambda: self.storage.holds(trial._trial_id)
+            )
             # A configuration of the user's own is one whose result is wanted.
+            config = self.opened.config
             asked_for = (
                 trial.number < len(first_trials(config, config.name)) or TOKEN in trial.user_attrs
             )
@@ -122,14 +126,41 @@ class Worker:
                 context,
                 self.checkpoints,
                 self.stop,
+                reports,
                 may_prune=not asked_for,
             )
-            self._tell(trial, outcome)
+            if outcome.reason is not None:
+                key = DIVERGED if outcome.end is End.DIVERGED else ERROR
+                reports.attribute(key, outcome.reason)
+                reports.deliver_all()
+            self.patience.call(lambda: self._tell(trial, outcome), may_wait)
         if outcome.end is End.FAILED:
             free_memory(self.device)
+        self.patience.call(self._tidy, may_wait)
+
+    def _begin(self, trial: Trial) -> tuple[dict[str, Any], TrialContext]:
+        config = self.opened.config
+        # A retraining was given its seed when it was enqueued.
+        seed = trial.user_attrs.get(SEED, derived_seed(config.seed, trial.number))
+        trial.set_user_attr(WORKER, worker_name(os.getpid()))
+        trial.set_user_attr(SEED, seed)
+        goes_on = bool(trial.storage.get_trial(trial._trial_id).intermediate_values)
+        ran_on = {DEVICE: device_name(self.device), THREADS: torch.get_num_threads()}
+        for key, value in ran_on.items():
+            before = trial.user_attrs.get(key, value)
+            # A curve of two devices is not to be taken for one of either.
+            both = goes_on and before != value
+            trial.set_user_attr(key, f"{before}, then {value}" if both else value)
+        parameters = suggest(trial, make_space(config.space))
+        logger.info("trial %d: %s", trial.number, parameters)
+        return parameters, trial_context(config, self.data, self.device, seed)
+
+    def _tidy(self) -> None:
+        """Remove the checkpoints that are of no more use."""
         records = [record(item) for item in self.opened.study.get_trials(deepcopy=False)]
         present = self.checkpoints.trial_numbers()
-        self.checkpoints.remove(superfluous(present, records, config.checkpoints.keep))
+        keep = self.opened.config.checkpoints.keep
+        self.checkpoints.remove(superfluous(present, records, keep))
         self.checkpoints.remove_states(ended(records))
 
     def _tell(self, trial: Trial, outcome: Outcome) -> None:
@@ -144,11 +175,9 @@ class Worker:
             logger.info("trial %d: pruned after epoch %d at %.2f%%", number, epochs, 100 * best)
         elif outcome.end is End.DIVERGED:
             # In Optuna's terms pruned: it was stopped early and the search can learn from it.
-            trial.set_user_attr(DIVERGED, outcome.reason)
             study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
             logger.info("trial %d: diverged: %s", number, outcome.reason)
         elif outcome.end is End.FAILED:
-            trial.set_user_attr(ERROR, outcome.reason)
             study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
             logger.error("trial %d: failed: %s", number, outcome.reason)
         else:
@@ -157,15 +186,21 @@ class Worker:
 
 
 @contextmanager
-def beating_heart(storage: OwnedStorage, trial_id: int) -> Iterator[None]:
-    """Record a heartbeat of the trial from now on, so that others know that it is alive."""
-    storage.record_heartbeat(trial_id)
+def beating_heart(storage: OwnedStorage, trial_id: int, lost_trials: LostTrials) -> Iterator[None]:
+    """Record a heartbeat of the trial from now on, and look whose heart does not beat."""
     ended = threading.Event()
 
     def beat() -> None:
-        while not ended.wait(HEARTBEAT_SECONDS):
+        pause = float(HEARTBEAT_SECONDS)
+        while not ended.wait(pause):
+            pause = HEARTBEAT_SECONDS
             try:
                 storage.record_heartbeat(trial_id)
+                lost_trials.take_back()
+            except STORAGE_ERRORS as error:
+                # Soon again: others may take the trial for lost.
+                pause = HEARTBEAT_AGAIN_SECONDS
+                logger.info("a heartbeat could not be recorded (%s)", reason(error))
             except Exception:
                 logger.warning("a heartbeat could not be recorded", exc_info=True)
 
@@ -175,7 +210,8 @@ def beating_heart(storage: OwnedStorage, trial_id: int) -> Iterator[None]:
         yield
     finally:
         ended.set()
-        thread.join()
+        # It may be waiting for a database that does not answer.
+        thread.join(LONGEST_JOIN_SECONDS)
 
 
 def checkpoint_directory(opened: OpenedStudy, root: Path) -> CheckpointDirectory:

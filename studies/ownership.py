@@ -15,6 +15,7 @@ import json
 import os
 import secrets
 import socket
+import time
 from datetime import datetime
 from typing import Any
 
@@ -26,6 +27,14 @@ from optuna.trial import TrialState
 from sqlalchemy.orm import Session
 
 from studies.results import ERROR, LOSSES, OWNER
+
+LEASE_FRACTION = 0.8
+"""Of the time after which a trial without a heartbeat is lost: so long it surely is not."""
+
+
+def _now() -> float:
+    """Seconds on a clock that goes on while the machine sleeps, where there is one."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def worker_name(process_id: int) -> str:
@@ -48,6 +57,8 @@ class OwnedStorage(RDBStorage):
         grace_period: int,
     ) -> None:
         self._tokens: dict[int, str] = {}  # By trial, of those that this process has taken.
+        self._stale_seconds = grace_period
+        self._beats: dict[int, float] = {}  # By trial, when its last heartbeat was recorded.
         super().__init__(
             url,
             engine_kwargs=engine_kwargs,
@@ -56,23 +67,49 @@ class OwnedStorage(RDBStorage):
         )
 
     def take(self, trial_id: int) -> bool:
-        """Make a waiting trial this process's own: True for one process alone."""
+        """Make a waiting trial this process's own: True for one process alone.
+
+        Called again after the connection was lost, it finds out whether the trial was taken.
+        """
         token = f"{worker_name(os.getpid())}-{secrets.token_hex(4)}"
+        started = _now()
         with _create_scoped_session(self.scoped_session) as session:
             trial = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
-            if trial.state != TrialState.WAITING:
-                return False
-            self._tokens.pop(trial_id, None)  # It may have been ours before.
-            trial.state = TrialState.RUNNING
-            trial.datetime_start = datetime.now()
-            self._set(session, trial_id, OWNER, token)
-            heartbeat = models.TrialHeartbeatModel.where_trial_id(trial_id, session, True)
-            if heartbeat is None:
-                session.add(models.TrialHeartbeatModel(trial_id=trial_id))
+            if self.may_have_taken(trial_id) and trial.state == TrialState.RUNNING:
+                taken = self._owner(session, trial_id) == self._tokens[trial_id]
             else:
-                heartbeat.heartbeat = session.execute(sqlalchemy.func.now()).scalar()
-        self._tokens[trial_id] = token
-        return True
+                taken = trial.state == TrialState.WAITING
+                if taken:
+                    # It may have been ours before.
+                    self._tokens.pop(trial_id, None)
+                    self._beats.pop(trial_id, None)
+                    trial.state = TrialState.RUNNING
+                    trial.datetime_start = datetime.now()
+                    self._set(session, trial_id, OWNER, token)
+                    heartbeat = models.TrialHeartbeatModel.where_trial_id(trial_id, session, True)
+                    if heartbeat is None:
+                        session.add(models.TrialHeartbeatModel(trial_id=trial_id))
+                    else:
+                        heartbeat.heartbeat = session.execute(sqlalchemy.func.now()).scalar()
+                    # Before the end, at which the connection may be lost.
+                    self._tokens[trial_id] = token
+        if taken:
+            self._beats[trial_id] = started
+        elif self.may_have_taken(trial_id):
+            del self._tokens[trial_id]
+        return taken
+
+    def may_have_taken(self, trial_id: int) -> bool:
+        """Whether the connection was lost while this process took the trial."""
+        return trial_id in self._tokens and trial_id not in self._beats
+
+    def holds(self, trial_id: int) -> bool:
+        """Whether nobody can have taken this trial of ours away, by its last heartbeat.
+
+        Asks nothing of the database, which may not answer.
+        """
+        beat = self._beats.get(trial_id)
+        return beat is not None and _now() - beat < LEASE_FRACTION * self._stale_seconds
 
     def hand_back(self, trial_id: int) -> None:
         """Let any worker take this trial of ours; it keeps its number, parameters and values.
@@ -136,9 +173,11 @@ class OwnedStorage(RDBStorage):
 
     def record_heartbeat(self, trial_id: int) -> None:
         """Of a trial that is still ours; of another's, nothing is recorded."""
+        started = _now()
         token = self._tokens.get(trial_id)
         if token is None or self.owner(trial_id) == token:
             super().record_heartbeat(trial_id)
+            self._beats[trial_id] = started
 
     def check_trial_is_updatable(self, trial_id: int, trial_state: TrialState) -> None:
         """Called by Optuna in the transaction of every write to a trial."""

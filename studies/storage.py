@@ -10,10 +10,11 @@ from typing import Any
 import optuna
 import sqlalchemy
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from data.errors import UserError
 from studies.ownership import OwnedStorage
+from studies.patience import STORAGE_ERRORS, Patience, reason
 
 DEFAULT_URL = "sqlite:///hpsearch.db"
 
@@ -27,35 +28,32 @@ OPEN_ATTEMPTS = 5
 """Processes that open a new database at once may collide while they create its tables."""
 
 
-def open_storage(url: str, create: bool = False) -> OwnedStorage:
+def open_storage(url: str, create: bool = False, patience: Patience | None = None) -> OwnedStorage:
     """Open a database, with its tables created where there are none.
 
     Args:
         url: an SQLAlchemy URL; `postgresql://` means the psycopg driver.
         create: whether an SQLite file is created if it is missing.
+        patience: to wait with for a database that does not answer; without it, it must do so now.
 
     Raises:
         UserError: the URL is malformed, its driver is not installed, or it cannot be reached.
+        StorageLost: the patience was not enough.
     """
     parsed = parse_url(url)
     if parsed.get_backend_name() == "sqlite" and not create:
         file = Path(str(parsed.database))
         if not file.exists():
             raise UserError(f"storage {masked(url)}: no such file yet; hpsearch run makes it")
-    for attempt in range(1, OPEN_ATTEMPTS + 1):
-        try:
-            return _open(parsed)
-        except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-            reason = _reason(error)
-            if attempt == OPEN_ATTEMPTS or not _is_creation_race(reason):
-                raise UserError(f"storage {masked(url)}: cannot be opened: {reason}") from error
-            time.sleep(0.2 * attempt)
-        except ImportError as error:
-            raise UserError(
-                f"storage {masked(url)}: the driver for {parsed.drivername} is not installed; "
-                "for PostgreSQL: pip install 'hpsearch[postgres]'"
-            ) from error
-    raise AssertionError("unreachable")
+    try:
+        return patience.call(lambda: _open(parsed)) if patience else _open(parsed)
+    except STORAGE_ERRORS as error:
+        raise UserError(f"storage {masked(url)}: cannot be opened: {reason(error)}") from error
+    except ImportError as error:
+        raise UserError(
+            f"storage {masked(url)}: the driver for {parsed.drivername} is not installed; "
+            "for PostgreSQL: pip install 'hpsearch[postgres]'"
+        ) from error
 
 
 @contextmanager
@@ -105,12 +103,29 @@ def masked(url: str) -> str:
 
 
 def _open(url: URL) -> OwnedStorage:
+    for attempt in range(1, OPEN_ATTEMPTS + 1):
+        try:
+            return _open_once(url)
+        except STORAGE_ERRORS as error:
+            if attempt == OPEN_ATTEMPTS or not _is_creation_race(reason(error)):
+                raise
+            time.sleep(0.2 * attempt)
+    raise AssertionError("unreachable")
+
+
+def _open_once(url: URL) -> OwnedStorage:
     sqlite = url.get_backend_name() == "sqlite"
     arguments: dict[str, Any] = {"pool_pre_ping": True}
     if sqlite:
         arguments["connect_args"] = {"timeout": SQLITE_BUSY_SECONDS}
     elif url.get_backend_name() == "postgresql":
-        arguments["connect_args"] = {"connect_timeout": CONNECT_SECONDS}
+        # Without these, a server that vanished without a word is waited for for many minutes.
+        arguments["connect_args"] = {
+            "connect_timeout": CONNECT_SECONDS,
+            "tcp_user_timeout": 1000 * CONNECT_SECONDS,
+            "keepalives_idle": CONNECT_SECONDS,
+            "keepalives_interval": CONNECT_SECONDS,
+        }
     with quiet_optuna():
         storage = OwnedStorage(
             url.render_as_string(hide_password=False),
@@ -155,15 +170,6 @@ def _is_creation_race(reason: str) -> bool:
     )
 
 
-def _reason(error: BaseException) -> str:
-    """The first line of what the database itself said."""
-    original = getattr(error, "orig", None) or getattr(error.__cause__, "orig", None) or error
-    text = " ".join(str(original).split())
-    return text[:300]
-
-
 def storage_failure(error: BaseException) -> str | None:
     """What a database said in this exception, or None if it is not of a database."""
-    if isinstance(error, SQLAlchemyError | optuna.exceptions.StorageInternalError):
-        return f"the storage failed: {_reason(error)}"
-    return None
+    return f"the storage failed: {reason(error)}" if isinstance(error, STORAGE_ERRORS) else None

@@ -12,8 +12,10 @@ from data.errors import UserError
 from data.split import split_for_training
 from model.trial import Diverged, EpochResult, TrialContext
 from search.objective import End, Objective, Outcome, load_objective, run_trial
+from search.reports import Reports
 from search.stop import StopRequest
 from studies.checkpoints import Checkpoint, CheckpointDirectory, Resumable
+from studies.patience import Patience
 from studies.results import BEST_EPOCH, IMAGES_PER_SECOND
 
 EPOCHS = 4
@@ -49,6 +51,19 @@ def raising(error: Exception) -> Objective:
     return train
 
 
+def run_on(
+    trial: Trial,
+    objective: Objective,
+    context: TrialContext,
+    checkpoints: CheckpointDirectory,
+    stop: StopRequest | None = None,
+    may_prune: bool = True,
+) -> Outcome:
+    stop = stop or StopRequest()
+    reports = Reports(trial, Patience(0), may_wait=lambda: True, holds=lambda: True)
+    return run_trial(trial, {}, objective, context, checkpoints, stop, reports, may_prune)
+
+
 def run(
     objective: Objective,
     context: TrialContext,
@@ -58,8 +73,7 @@ def run(
 ) -> tuple[Trial, Outcome]:
     study = optuna.create_study(direction="maximize", pruner=pruner or optuna.pruners.NopPruner())
     trial = study.ask()
-    outcome = run_trial(trial, {}, objective, context, checkpoints, stop or StopRequest())
-    return trial, outcome
+    return trial, run_on(trial, objective, context, checkpoints, stop)
 
 
 def test_every_epoch_is_reported_and_the_best_kept(
@@ -87,15 +101,8 @@ def test_a_baseline_is_complete_whatever_the_pruner_says(
     context: TrialContext, checkpoints: CheckpointDirectory
 ) -> None:
     study = optuna.create_study(direction="maximize", pruner=optuna.pruners.ThresholdPruner(0.3))
-    outcome = run_trial(
-        study.ask(),
-        {},
-        epochs(0.5, 0.2, 0.1, 0.1),
-        context,
-        checkpoints,
-        StopRequest(),
-        may_prune=False,
-    )
+    objective = epochs(0.5, 0.2, 0.1, 0.1)
+    outcome = run_on(study.ask(), objective, context, checkpoints, may_prune=False)
     assert outcome.end is End.COMPLETE
 
 
@@ -160,7 +167,7 @@ def test_a_trial_that_is_run_again_reports_its_epochs_anew(
 ) -> None:
     trial, _ = run(epochs(0.4, 0.3), context, checkpoints)
     trial = Trial(trial.study, trial._trial_id)
-    outcome = run_trial(trial, {}, epochs(0.1, 0.2, 0.3, 0.2), context, checkpoints, StopRequest())
+    outcome = run_on(trial, epochs(0.1, 0.2, 0.3, 0.2), context, checkpoints)
     assert outcome.end is End.COMPLETE
     assert trial.study.trials[0].intermediate_values == {1: 0.1, 2: 0.2, 3: 0.3, 4: 0.2}
     assert checkpoints.load(0).validation_accuracy == 0.3
@@ -181,7 +188,7 @@ def test_a_trial_that_is_run_again_is_judged_from_where_it_was(
 
     trial, _ = run(epochs(0.4, 0.3), context, checkpoints, pruner=Counting())
     trial = Trial(trial.study, trial._trial_id)
-    outcome = run_trial(trial, {}, epochs(0.1, 0.2, 0.3, 0.2), context, checkpoints, StopRequest())
+    outcome = run_on(trial, epochs(0.1, 0.2, 0.3, 0.2), context, checkpoints)
     assert outcome == Outcome(End.PRUNED, (0.1, 0.2))
 
 
@@ -208,7 +215,7 @@ def test_an_interrupted_trial_goes_on_after_its_last_epoch(
     assert outcome == Outcome(End.INTERRUPTED, (0.1, 0.3))
     trial = Trial(trial.study, trial._trial_id)
     again = resumable(9.0, 9.0, 0.2, 0.25)
-    outcome = run_trial(trial, {}, again, context, checkpoints, StopRequest())
+    outcome = run_on(trial, again, context, checkpoints)
     assert outcome == Outcome(End.COMPLETE, (0.1, 0.3, 0.2, 0.25))
     assert trial.study.trials[0].intermediate_values == {1: 0.1, 2: 0.3, 3: 0.2, 4: 0.25}
     assert int(checkpoints.load(0).weights["epoch"]) == 2, "the best is of before"

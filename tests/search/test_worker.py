@@ -12,6 +12,7 @@ from optuna.trial import TrialState
 from data.dataset import load_dataset
 from data.split import split_for_training
 from model.trial import EpochResult, TrialContext
+from search.lost import LostTrials
 from search.prepare import first_trials
 from search.sampler import CurveGPSampler
 from search.stop import StopRequest
@@ -19,6 +20,7 @@ from search.warm import EARLIER_TRIALS
 from search.worker import Worker, checkpoint_directory
 from studies.config import load_study_file
 from studies.ownership import OwnedStorage
+from studies.patience import Patience
 from studies.storage import open_storage
 from studies.study import create_or_continue
 
@@ -49,6 +51,8 @@ def make_worker(
         device=torch.device("cpu"),
         checkpoints=checkpoint_directory(opened, tmp_path),
         stop=StopRequest(),
+        patience=Patience(0),
+        lost_trials=LostTrials(opened, storage),
         deadline=None,
     )
 

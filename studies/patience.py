@@ -1,0 +1,172 @@
+"""What to do when the database does not answer: what passes by itself, and how long to wait for it.
+
+PostgreSQL restarts or fails over, a network drops out, SQLite is locked by others. Every process of
+a search meets that with a `Patience`.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import optuna
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as NoFreeConnection
+
+DEFAULT_SECONDS = 600.0
+STORAGE_LOST_EXIT_CODE = 75
+"""EX_TEMPFAIL of sysexits.h: to be tried again later."""
+
+FIRST_PAUSE_SECONDS = 0.5
+LONGEST_PAUSE_SECONDS = 10.0
+
+# By class of https://www.postgresql.org/docs/current/errcodes-appendix.html
+TRANSIENT_CLASSES = (
+    "08",  # connection exception
+    "40",  # deadlock, serialization failure
+    "53",  # insufficient resources: connections, memory, disk
+    "55",  # not in the state for it: a lock
+    "57",  # operator intervention: shutdown, starting up
+    "58",  # system error outside of PostgreSQL
+)
+READ_ONLY = "25006"  # A server that is no longer the primary one, or not yet.
+# What a server says to a new connection has no code.
+LASTING = ("authentication failed", "no password supplied", "pg_hba.conf", "does not exist")
+# https://www.sqlite.org/rescode.html
+TRANSIENT_IN_SQLITE = (
+    "SQLITE_BUSY",
+    "SQLITE_LOCKED",
+    "SQLITE_IOERR",
+    "SQLITE_FULL",
+    "SQLITE_CANTOPEN",
+    "SQLITE_PROTOCOL",
+)
+
+STORAGE_ERRORS = (SQLAlchemyError, optuna.exceptions.StorageInternalError)
+"""What comes from a database."""
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+
+class StorageLost(Exception):
+    """The database did not answer for longer than the patience lasts."""
+
+
+def reason(error: BaseException) -> str:
+    """What the database itself said, in one line."""
+    original = getattr(_database_error(error), "orig", None) or _database_error(error)
+    return " ".join(str(original).split())[:300]
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether an exception of a database is one that may pass without anybody's doing."""
+    found = _database_error(error)
+    if isinstance(found, NoFreeConnection):
+        return True
+    if not isinstance(found, DBAPIError):
+        return False
+    if found.connection_invalidated:
+        return True
+    in_sqlite = getattr(found.orig, "sqlite_errorname", None)
+    if in_sqlite:
+        return str(in_sqlite).startswith(TRANSIENT_IN_SQLITE)
+    code = getattr(found.orig, "sqlstate", None)
+    if code:
+        return str(code).startswith(TRANSIENT_CLASSES) or code == READ_ONLY
+    is_operational = type(found.orig).__name__ == "OperationalError"
+    return is_operational and not any(text in str(found.orig) for text in LASTING)
+
+
+def _database_error(error: BaseException) -> BaseException:
+    """Optuna wraps what SQLAlchemy raises."""
+    if isinstance(error, optuna.exceptions.StorageInternalError) and error.__cause__:
+        return error.__cause__
+    return error
+
+
+class Patience:
+    """Waits for a database that does not answer, for a limited time in one stretch."""
+
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.seconds = seconds
+        self._clock = clock
+        self._since: float | None = None
+        self._pause = FIRST_PAUSE_SECONDS
+        self._next = 0.0
+        self.trouble: str | None = None
+        """What the database said last, if it does not answer at the moment."""
+
+    @property
+    def waited(self) -> float:
+        """Seconds for which the database has not answered; 0 if it does."""
+        return 0.0 if self._since is None else self._clock() - self._since
+
+    def call(self, function: Callable[[], T], may_wait: Callable[[], bool] = lambda: True) -> T:
+        """Call a function until the database answers.
+
+        Args:
+            function: called again after a transient error, so it may happen twice.
+            may_wait: asked before each pause; False ends the waiting.
+
+        Raises:
+            StorageLost: the patience is at its end, or there is no time to wait.
+            Exception: what the function raises otherwise.
+        """
+        while True:
+            try:
+                result = function()
+            except STORAGE_ERRORS as error:
+                self._failed(error)
+                if not may_wait():
+                    raise StorageLost(f"the storage does not answer ({self.trouble})") from error
+            else:
+                self._answered()
+                return result
+            while may_wait() and (pause := self._next - self._clock()) > 0:
+                time.sleep(min(pause, FIRST_PAUSE_SECONDS))
+
+    def attempt(self, function: Callable[[], T], otherwise: T) -> T:
+        """Call a function once, but not soon after the database did not answer.
+
+        Returns:
+            What the function returns, or `otherwise` if the database does not answer.
+
+        Raises:
+            StorageLost: the patience is at its end.
+            Exception: what the function raises otherwise.
+        """
+        if self._since is not None and self._clock() < self._next:
+            return otherwise
+        try:
+            result = function()
+        except STORAGE_ERRORS as error:
+            self._failed(error)
+            return otherwise
+        self._answered()
+        return result
+
+    def _failed(self, error: Exception) -> None:
+        if not is_transient(error):
+            raise error
+        now = self._clock()
+        self.trouble = reason(error)
+        if self._since is None:
+            self._since, self._pause = now, FIRST_PAUSE_SECONDS
+            logger.warning(
+                "the storage does not answer (%s); trying again for %.0f s",
+                self.trouble,
+                self.seconds,
+            )
+        if now - self._since > self.seconds:
+            raise StorageLost(
+                f"the storage has not answered for {now - self._since:.0f} s ({self.trouble})"
+            ) from error
+        self._next = now + self._pause
+        self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)
+
+    def _answered(self) -> None:
+        if self._since is not None:
+            logger.warning("the storage answers again, after %.0f s", self.waited)
+        self._since, self.trouble = None, None
