@@ -76,9 +76,9 @@ class OwnedStorage(RDBStorage):
         with _create_scoped_session(self.scoped_session) as session:
             trial = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
             if self.may_have_taken(trial_id) and trial.state == TrialState.RUNNING:
-                taken = self._owner(session, trial_id) == self._tokens[trial_id]
+                taken = bool(self._owner(session, trial_id) == self._tokens[trial_id])
             else:
-                taken = trial.state == TrialState.WAITING
+                taken = bool(trial.state == TrialState.WAITING)
                 if taken:
                     # It may have been ours before.
                     self._tokens.pop(trial_id, None)

