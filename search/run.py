@@ -29,12 +29,18 @@ from search.objective import load_objective
 from search.prepare import Prepared, create_from_file, join
 from search.stop import GRACE_SECONDS, StopRequest
 from search.worker import Worker, checkpoint_directory
-from studies.config import DEFAULT_OBJECTIVE, StudyConfig
+from studies.config import DEFAULT_OBJECTIVE, SHIPPED, StudyConfig
 from studies.ownership import OwnedStorage
 from studies.patience import DEFAULT_SECONDS, Patience, StorageLost
 from studies.results import TrialRecord, record, summarise
 from studies.storage import masked
-from studies.study import OpenedStudy, exists, started_from
+from studies.study import (
+    OpenedStudy,
+    check_settings,
+    check_versions,
+    exists,
+    started_from,
+)
 
 T = TypeVar("T")
 
@@ -211,6 +217,12 @@ def _state(place: Place) -> str:
     return "running" if place.starts_again is None else "starts again"
 
 
+def _with_source_of(study: StudyConfig, config: StudyConfig) -> StudyConfig:
+    """The same images may be elsewhere on this machine; their digest is what counts."""
+    data = config.data.model_copy(update={"source": study.data.source})
+    return config.model_copy(update={"data": data})
+
+
 def _finish(
     console: Console,
     prepared: Prepared,
@@ -275,7 +287,12 @@ def run_worker(
     def prepare() -> Prepared:
         if config and not exists(storage, name):
             return create_from_file(storage, config, study, root)
-        return join(storage, name, root, source)
+        joined = join(storage, name, root, source)
+        check_versions(joined.opened)
+        # A name that ships names the study; a file of the user's own is meant as it is.
+        if config and study not in SHIPPED:
+            check_settings(joined.opened, _with_source_of(joined.opened.config, config))
+        return joined
 
     prepared = patience.call(prepare)
     settings = prepared.opened.config

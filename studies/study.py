@@ -75,7 +75,7 @@ def create_or_continue(
         The study, and whether it is new.
 
     Raises:
-        UserError: the study was created with other settings or other data.
+        UserError: the study was created with other settings, other data or other versions.
     """
     try:
         study = optuna.create_study(storage=storage, study_name=config.name, direction="maximize")
@@ -83,6 +83,7 @@ def create_or_continue(
         opened = open_study(storage, config.name)
         check_settings(opened, config)
         check_data(opened, data_digest)
+        check_versions(opened)
         _store_what_may_change(opened.study, config)
         return open_study(storage, config.name), False
     with quiet_optuna():
@@ -202,6 +203,29 @@ def check_data(opened: OpenedStudy, data_digest: str) -> None:
             f"{opened.config.data.source} is {data_digest[:12]} here, but {stored[:12]} in the "
             "study; use the same images, or give another --name"
         )
+
+
+def check_versions(opened: OpenedStudy) -> None:
+    """Refuse to train for a study with other versions: accuracies would not be comparable.
+
+    Raises:
+        UserError: they differ, other than in the build (`+cpu`).
+    """
+    stored = opened.study.user_attrs[VERSIONS]
+    different = [
+        f"{package} {stored.get(package)} there, {here} here"
+        for package, here in versions().items()
+        if _without_build(str(stored.get(package))) != _without_build(here)
+    ]
+    if different:
+        raise UserError(
+            f"study {opened.config.name!r} was created with other versions "
+            f"({'; '.join(different)}); install those, or give another --name"
+        )
+
+
+def _without_build(package_version: str) -> str:
+    return package_version.partition("+")[0]
 
 
 def started_from(opened: OpenedStudy) -> str | None:

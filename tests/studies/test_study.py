@@ -1,4 +1,5 @@
 import multiprocessing
+import re
 
 import optuna
 import pytest
@@ -6,7 +7,15 @@ import pytest
 from data.errors import UserError
 from studies.config import Budget, load_study_file
 from studies.storage import open_storage, quiet_optuna
-from studies.study import check_data, create_or_continue, open_study, study_names
+from studies.study import (
+    VERSIONS,
+    check_data,
+    check_versions,
+    create_or_continue,
+    open_study,
+    study_names,
+    versions,
+)
 
 DIGEST = "0123456789abcdef"
 
@@ -57,6 +66,18 @@ def test_other_data_are_refused(storage_url: str) -> None:
     check_data(opened, DIGEST)
     with pytest.raises(UserError, match="created with other data"):
         create_or_continue(storage, config, "f" * 16, [])
+
+
+def test_other_versions_are_refused_by_name(storage_url: str) -> None:
+    storage = open_storage(storage_url, create=True)
+    here = versions()
+    opened, _ = create_or_continue(storage, load_study_file("quickstart"), DIGEST, [])
+    opened.study.set_user_attr(VERSIONS, {**here, "torch": f"{here['torch'].partition('+')[0]}+x"})
+    check_versions(opened)
+    opened.study.set_user_attr(VERSIONS, {**here, "torch": "2.9.0"})
+    said = rf"other versions \(torch 2.9.0 there, {re.escape(here['torch'])} here\)"
+    with pytest.raises(UserError, match=said):
+        create_or_continue(storage, load_study_file("quickstart"), DIGEST, [])
 
 
 def test_an_unknown_study_says_which_there_are(storage_url: str) -> None:

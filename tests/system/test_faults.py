@@ -14,9 +14,11 @@ from typing import Any
 import optuna
 import pytest
 
+from studies.ownership import OwnedStorage
 from studies.results import LOSSES, OWNER
 from studies.storage import open_storage
-from studies.study import open_study
+from studies.study import VERSIONS, open_study
+from tests.conftest import Postgres
 
 Hpsearch = Callable[..., subprocess.CompletedProcess[str]]
 Status = Callable[..., dict[str, Any]]
@@ -59,10 +61,20 @@ name = "none"
 trials = 4
 """
 
+LONG = 30  # epochs
+
 
 @pytest.fixture
 def study(write_own_study: Callable[[str, str], Path]) -> Path:
     return write_own_study(OBJECTIVES, STUDY)
+
+
+@pytest.fixture
+def long_study(study: Path) -> Path:
+    """Of one trial, which does not end while a database is stopped."""
+    text = study.read_text().replace("[1, 2, 3, 4]", "[1, 2]").replace("trials = 4", "trials = 2")
+    study.write_text(text.replace("epochs = 6", f"epochs = {LONG}"))
+    return study
 
 
 @contextmanager
@@ -99,6 +111,12 @@ def wait_for(condition: Callable[[], Any], seconds: float = 60) -> Any:
     return found
 
 
+def forget_heartbeats(storage: OwnedStorage) -> None:
+    """As if the last ones were long ago."""
+    with storage.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE trial_heartbeats SET heartbeat = '2020-01-01 00:00:00'")
+
+
 def test_workers_that_are_killed_are_replaced_and_lose_an_epoch_at_most(
     status: Status, study: Path, tmp_path: Path, storage_url: str
 ) -> None:
@@ -116,7 +134,7 @@ def test_workers_that_are_killed_are_replaced_and_lose_an_epoch_at_most(
     found = status("own", storage_url)
     assert (found["complete"], found["failed"], found["running"]) == (4, 0, 0)
     assert [trial["number"] for trial in found["top"]] == [0, 1, 2, 3]
-    assert all(trial["accuracies"] == [0.01 * e for e in range(1, 7)] for trial in found["top"])
+    assert all(trial["accuracies"] == [e / 100 for e in range(1, 7)] for trial in found["top"])
     epochs = [line[:2] for line in trained(tmp_path)]
     assert set(epochs) == {(x, epoch) for x in range(1, 5) for epoch in range(1, 7)}
     assert len(epochs) <= len(set(epochs)) + 3, "at most one epoch a kill is trained twice"
@@ -158,8 +176,7 @@ def test_a_trial_of_a_machine_that_is_gone_is_resumed_elsewhere(
     storage = open_storage(storage_url)
     opened = open_study(storage, "own")
     (trial,) = opened.study.get_trials(states=(optuna.trial.TrialState.RUNNING,))
-    with storage.engine.begin() as connection:
-        connection.exec_driver_sql("UPDATE trial_heartbeats SET heartbeat = '2020-01-01 00:00:00'")
+    forget_heartbeats(storage)
     result = hpsearch("worker", study, HPSEARCH_STORAGE=storage_url)
     assert result.returncode == 0, result.stderr
     assert f"trial {trial.number}: its worker was lost" in result.stderr
@@ -178,12 +195,10 @@ def test_a_worker_that_was_paused_for_too_long_leaves_its_trial_to_its_new_owner
         storage = open_storage(storage_url)
         opened = open_study(storage, "own")
         (trial,) = opened.study.get_trials(states=(optuna.trial.TrialState.RUNNING,))
-        with storage.engine.begin() as connection:
-            connection.exec_driver_sql(
-                "UPDATE trial_heartbeats SET heartbeat = '2020-01-01 00:00:00'"
-            )
+        forget_heartbeats(storage)
         with running(tmp_path, "worker", study, **environment) as other:
-            wait_for(lambda: any(line[2] == other.pid for line in trained(tmp_path)))
+            lost = trained(tmp_path)[0][0]
+            wait_for(lambda: (lost, other.pid) in [line[::2] for line in trained(tmp_path)])
             paused.send_signal(signal.SIGCONT)
             output, _ = other.communicate(timeout=120)
             assert other.returncode == 0, output
@@ -193,7 +208,100 @@ def test_a_worker_that_was_paused_for_too_long_leaves_its_trial_to_its_new_owner
     assert "Traceback" not in said
     found = status("own", storage_url)
     assert (found["complete"], found["failed"], found["running"]) == (4, 0, 0)
-    assert all(item["accuracies"] == [0.01 * e for e in range(1, 7)] for item in found["top"])
+    assert all(item["accuracies"] == [e / 100 for e in range(1, 7)] for item in found["top"])
     finished = storage.get_trial(trial._trial_id)
     assert finished.user_attrs[LOSSES] == 1
     assert finished.user_attrs[OWNER] != trial.user_attrs[OWNER]
+
+
+def test_a_worker_with_another_study_file_or_version_is_refused_with_the_difference(
+    hpsearch: Hpsearch, study: Path, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path / 'a.db'}"
+    assert hpsearch("run", study, "--workers", 1, "--storage", url).returncode == 0
+    text = study.read_text()
+    study.write_text(text.replace("epochs = 6", "epochs = 7"))
+    result = hpsearch("worker", study, "--storage", url)
+    assert result.returncode == 2
+    assert "trial.epochs: the study has 6, given is 7" in result.stderr
+    opened = open_study(open_storage(url), "own")
+    stored = opened.study.user_attrs[VERSIONS]
+    opened.study.set_user_attr(VERSIONS, {**stored, "hpsearch": "0.0.1"})
+    result = hpsearch("worker", "own", "--storage", url)
+    assert result.returncode == 2
+    assert f"hpsearch 0.0.1 there, {stored['hpsearch']} here" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_an_outage_of_the_database_costs_nothing(
+    status: Status, long_study: Path, tmp_path: Path, stoppable: Postgres
+) -> None:
+    """Training goes on meanwhile; what it gave is reported later, in order, and nothing twice."""
+    with running(
+        tmp_path, "run", long_study, "--workers", 2, HPSEARCH_STORAGE=stoppable.url
+    ) as search:
+        wait_for(lambda: len(trained(tmp_path)) >= 3)
+        stoppable.stop()
+        before = len(trained(tmp_path))
+        wait_for(lambda: len(trained(tmp_path)) >= before + 8)
+        stoppable.start()
+        output, _ = search.communicate(timeout=120)
+    assert search.returncode == 0, output
+    assert "the storage does not answer (" in output
+    assert "the storage answers again, after" in output
+    assert "Traceback" not in output
+    found = status("own", stoppable.url)
+    assert (found["complete"], found["failed"], found["running"]) == (2, 0, 0)
+    assert all(item["accuracies"] == [e / 100 for e in range(1, LONG + 1)] for item in found["top"])
+    assert len(trained(tmp_path)) == 2 * LONG, "no epoch is trained twice"
+    trials = open_study(open_storage(stoppable.url), "own").study.trials
+    assert not any(LOSSES in trial.user_attrs for trial in trials)
+
+
+def test_past_the_patience_a_worker_stops_and_its_trial_can_be_resumed(
+    hpsearch: Hpsearch, status: Status, long_study: Path, tmp_path: Path, stoppable: Postgres
+) -> None:
+    environment = {"HPSEARCH_STORAGE": stoppable.url}
+    with running(tmp_path, "worker", long_study, "--storage-patience", 2, **environment) as worker:
+        wait_for(lambda: len(trained(tmp_path)) >= 2)
+        stoppable.stop()
+        output, _ = worker.communicate(timeout=60)
+    assert worker.returncode == 75, output
+    assert output.splitlines()[-1].startswith("hpsearch: the storage has not answered for ")
+    stoppable.start()
+    storage = open_storage(stoppable.url)
+    forget_heartbeats(storage)
+    result = hpsearch("worker", long_study, **environment)
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"trial \d: goes on after epoch \d+", result.stderr)
+    found = status("own", stoppable.url)
+    assert (found["complete"], found["running"]) == (2, 0)
+
+
+def test_a_worker_that_is_asked_to_stop_does_not_wait_for_the_database(
+    long_study: Path, tmp_path: Path, stoppable: Postgres
+) -> None:
+    arguments = ("worker", long_study, "--grace", 1)
+    with running(tmp_path, *arguments, HPSEARCH_STORAGE=stoppable.url) as worker:
+        wait_for(lambda: len(trained(tmp_path)) >= 2)
+        stoppable.stop()
+        before = len(trained(tmp_path))
+        wait_for(lambda: len(trained(tmp_path)) > before)
+        worker.terminate()
+        started = time.monotonic()
+        output, _ = worker.communicate(timeout=60)
+    assert worker.returncode == 143, output
+    assert time.monotonic() - started < 10
+    assert "a trial that was running is taken up again later" in output
+
+
+def test_a_worker_may_start_before_its_database_does(
+    long_study: Path, tmp_path: Path, stoppable: Postgres
+) -> None:
+    stoppable.stop()
+    with running(tmp_path, "worker", long_study, HPSEARCH_STORAGE=stoppable.url) as worker:
+        assert worker.stdout
+        assert "the storage does not answer (" in worker.stdout.readline()
+        stoppable.start()
+        output, _ = worker.communicate(timeout=120)
+    assert worker.returncode == 0, output
