@@ -1,0 +1,142 @@
+from pathlib import Path
+
+import optuna
+import pytest
+import sqlalchemy
+from optuna.trial import TrialState, create_trial
+
+from search.lost import SUSPICION_SECONDS, LostTrials
+from studies.config import load_study_file
+from studies.ownership import OwnedStorage
+from studies.patience import is_transient
+from studies.results import LOSSES
+from studies.storage import open_storage
+from studies.study import OpenedStudy, create_or_continue
+from tests.conftest import Postgres
+
+
+class Watch:
+    """Somebody who looks for lost trials, at a time of the test's choice."""
+
+    def __init__(self, opened: OpenedStudy, storage: OwnedStorage) -> None:
+        self.now = 0.0
+        self.lost_trials = LostTrials(opened, storage, lambda: self.now)
+
+    def looks_at(self, now: float) -> None:
+        self.now = now
+        self.lost_trials.take_back()
+
+
+def make_study(url: str) -> OpenedStudy:
+    storage = open_storage(url, create=True)
+    config = load_study_file("quickstart", {"trial.max_retries": 2})
+    opened, _ = create_or_continue(storage, config, "digest", [])
+    return opened
+
+
+def take(opened: OpenedStudy, storage: OwnedStorage) -> int:
+    waiting = create_trial(state=TrialState.WAITING)
+    trial = storage.create_new_trial(opened.study._study_id, waiting)
+    assert storage.take(trial)
+    return trial
+
+
+def set_heartbeats(storage: OwnedStorage, value: str) -> None:
+    with storage.engine.begin() as connection:
+        connection.execute(sqlalchemy.text(f"UPDATE trial_heartbeats SET heartbeat = {value}"))
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> OpenedStudy:
+    return make_study(f"sqlite:///{tmp_path / 'a.db'}")
+
+
+@pytest.fixture
+def storage(opened: OpenedStudy, tmp_path: Path) -> OwnedStorage:
+    """A view of its own, as another process has."""
+    return open_storage(f"sqlite:///{tmp_path / 'a.db'}")
+
+
+def test_a_trial_that_stays_silent_is_taken_back(
+    opened: OpenedStudy, storage: OwnedStorage
+) -> None:
+    trial = take(opened, storage)
+    set_heartbeats(storage, "'2020-01-01 00:00:00'")
+    watch = Watch(opened, storage)
+    watch.looks_at(0)
+    watch.looks_at(SUSPICION_SECONDS - 1)
+    assert storage.get_trial(trial).state == TrialState.RUNNING
+    watch.looks_at(SUSPICION_SECONDS)
+    assert storage.get_trial(trial).state == TrialState.WAITING
+    assert storage.get_trial(trial).user_attrs[LOSSES] == 1
+
+
+def test_a_trial_whose_heart_beats_again_is_left_alone(
+    opened: OpenedStudy, storage: OwnedStorage
+) -> None:
+    """As after an outage of the database, which nobody could reach."""
+    trial = take(opened, storage)
+    set_heartbeats(storage, "'2020-01-01 00:00:00'")
+    watch = Watch(opened, storage)
+    watch.looks_at(0)
+    storage.record_heartbeat(trial)
+    watch.looks_at(SUSPICION_SECONDS)
+    set_heartbeats(storage, "'2020-01-01 00:00:00'")
+    watch.looks_at(SUSPICION_SECONDS + 1)
+    assert storage.get_trial(trial).state == TrialState.RUNNING, "suspected anew"
+
+
+def test_an_outage_ends_all_suspicion(stoppable: Postgres) -> None:
+    opened = make_study(stoppable.url)
+    storage = open_storage(stoppable.url)
+    trial = take(opened, storage)
+    set_heartbeats(storage, "'2020-01-01 00:00:00'")
+    watch = Watch(opened, storage)
+    watch.looks_at(0)
+    stoppable.stop()
+    with pytest.raises(Exception) as caught:  # noqa: PT011
+        watch.looks_at(10)
+    assert is_transient(caught.value)
+    stoppable.start()
+    watch.looks_at(20)
+    assert storage.get_trial(trial).state == TrialState.RUNNING
+    watch.looks_at(20 + SUSPICION_SECONDS)
+    assert storage.get_trial(trial).state == TrialState.WAITING
+
+
+def test_the_owner_knows_how_long_nobody_can_have_taken_its_trial(
+    opened: OpenedStudy, storage: OwnedStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("studies.ownership._now", lambda: now)
+    trial = take(opened, storage)
+    assert storage.holds(trial)
+    now += 47
+    assert storage.holds(trial)
+    now += 2
+    assert not storage.holds(trial), "it could be lost within seconds"
+    storage.record_heartbeat(trial)
+    assert storage.holds(trial)
+    assert not open_storage(storage.url).holds(trial), "another's"
+
+
+def test_a_trial_that_was_taken_when_the_connection_was_lost_is_ours(
+    opened: OpenedStudy, storage: OwnedStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = create_trial(state=TrialState.WAITING)
+    trial = storage.create_new_trial(opened.study._study_id, waiting)
+    commit = sqlalchemy.orm.Session.commit
+
+    def committed_and_cut(session: sqlalchemy.orm.Session) -> None:
+        commit(session)
+        raise sqlalchemy.exc.OperationalError("COMMIT", {}, Exception("connection lost"))
+
+    with monkeypatch.context() as cut:
+        cut.setattr(sqlalchemy.orm.Session, "commit", committed_and_cut)
+        with pytest.raises(optuna.exceptions.StorageInternalError):
+            storage.take(trial)
+    assert storage.may_have_taken(trial)
+    assert not open_storage(storage.url).take(trial)
+    assert storage.take(trial)
+    storage.set_trial_user_attr(trial, "a", 1)
+    assert not storage.may_have_taken(trial)

@@ -1,0 +1,91 @@
+import optuna
+import pytest
+from optuna.trial import Trial
+
+from search.reports import Reports
+from studies.ownership import NotOwned
+from studies.patience import Patience, StorageLost
+from studies.storage import open_storage, quiet_optuna
+from tests.conftest import Postgres
+
+
+@pytest.fixture
+def trial(stoppable: Postgres) -> Trial:
+    storage = open_storage(stoppable.url)
+    pruner = optuna.pruners.ThresholdPruner(lower=0.3)
+    with quiet_optuna():
+        return optuna.create_study(storage=storage, study_name="s", pruner=pruner).ask()
+
+
+def reports_of(trial: Trial, patience: float = 30, holds: bool = True) -> Reports:
+    return Reports(trial, Patience(patience), may_wait=lambda: True, holds=lambda: holds)
+
+
+def stored(stoppable: Postgres) -> optuna.trial.FrozenTrial:
+    study = optuna.load_study(study_name="s", storage=open_storage(stoppable.url))
+    return study.trials[0]
+
+
+def test_what_is_reported_during_an_outage_is_delivered_after_it_in_order(
+    trial: Trial, stoppable: Postgres
+) -> None:
+    reports = reports_of(trial)
+    reports.accuracy(1, 0.5)
+    assert reports.deliver()
+    stoppable.stop()
+    for epoch in (2, 3):
+        reports.attribute("best_epoch", epoch)
+        reports.accuracy(epoch, epoch / 10)
+        assert reports.deliver(), "nobody can have taken it yet"
+        assert not reports.is_hopeless(epoch)
+    stoppable.start()
+    reports.deliver_all()
+    assert stored(stoppable).intermediate_values == {1: 0.5, 2: 0.2, 3: 0.3}
+    assert stored(stoppable).user_attrs == {"best_epoch": 3}
+
+
+def test_a_trial_that_another_may_have_by_now_is_not_surely_ours(
+    trial: Trial, stoppable: Postgres
+) -> None:
+    reports = reports_of(trial, holds=False)
+    reports.accuracy(1, 0.5)
+    assert reports.deliver(), "the database says so"
+    stoppable.stop()
+    reports.accuracy(2, 0.5)
+    assert not reports.deliver()
+
+
+def test_it_is_judged_again_when_the_database_is_back(trial: Trial, stoppable: Postgres) -> None:
+    reports = reports_of(trial)
+    stoppable.stop()
+    reports.accuracy(1, 0.2)
+    reports.deliver()
+    assert not reports.is_hopeless(1)
+    stoppable.start()
+    reports.accuracy(2, 0.2)
+    reports.deliver_all()
+    assert reports.is_hopeless(2)
+
+
+def test_an_outage_that_lasts_too_long_ends_the_trial(trial: Trial, stoppable: Postgres) -> None:
+    reports = reports_of(trial, patience=1)
+    stoppable.stop()
+    reports.accuracy(1, 0.2)
+    with pytest.raises(StorageLost):
+        reports.deliver_all()
+
+
+def test_what_is_another_s_by_now_takes_no_reports(stoppable: Postgres) -> None:
+    storage = open_storage(stoppable.url)
+    with quiet_optuna():
+        study = optuna.create_study(storage=storage, study_name="s")
+    waiting = storage.create_new_trial(
+        study._study_id, optuna.trial.create_trial(state=optuna.trial.TrialState.WAITING)
+    )
+    assert storage.take(waiting)
+    reports = reports_of(Trial(study, waiting))
+    assert storage.take_away(waiting, storage.owner(waiting), 3, "silence")
+    reports.accuracy(1, 0.2)
+    with pytest.raises(NotOwned):
+        reports.deliver()
+    assert stored(stoppable).intermediate_values == {}
