@@ -2,6 +2,7 @@ import multiprocessing
 import random
 import time
 from datetime import datetime
+from pathlib import Path
 
 import optuna
 import pytest
@@ -127,6 +128,72 @@ def test_the_number_of_finished_trials_is_exact_with_many_workers(storage_url: s
     assert states.count(COMPLETE) + states.count(TrialState.PRUNED) == LIMIT
     assert RUNNING not in states
     assert states.count(FAIL) > 0
+
+
+ENQUEUED = 100
+
+
+def _drain(url: str) -> list[int]:
+    """A worker with trials of three epochs that take no time."""
+    storage = open_storage(url)
+    study = optuna.load_study(study_name="queue", storage=storage)
+    numbers = []
+    with quiet_optuna():
+        while isinstance(claimed := claim(study, storage, ENQUEUED, may_create=True), Trial):
+            numbers.append(claimed.number)
+            for epoch in range(1, 4):
+                claimed.report(0.1, epoch)
+            storage.record_heartbeat(claimed._trial_id)
+            study.tell(claimed, 0.5)
+    return numbers
+
+
+def _drain_with_optuna_alone(url: str) -> list[int]:
+    study = optuna.load_study(study_name="queue", storage=url)
+    numbers = []
+    while (trial := study.ask()).number < ENQUEUED:
+        numbers.append(trial.number)
+    return numbers
+
+
+def _queue(url: str) -> optuna.Study:
+    storage = open_storage(url, create=True)
+    study = optuna.create_study(study_name="queue", storage=storage, direction="maximize")
+    for _ in range(ENQUEUED):
+        study.enqueue_trial({})
+    return study
+
+
+def test_each_enqueued_trial_goes_to_one_worker(storage_url: str) -> None:
+    _check_queue(storage_url, processes=6)
+
+
+def test_sixteen_writers_lock_none_out_of_sqlite(tmp_path: Path) -> None:
+    _check_queue(f"sqlite:///{tmp_path / 'a.db'}", processes=16)
+
+
+def _check_queue(url: str, processes: int) -> None:
+    study = _queue(url)
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        runs = pool.map(_drain, [url] * processes, chunksize=1)
+    assert sorted(number for run in runs for number in run) == list(range(ENQUEUED))
+    assert sum(1 for run in runs if run) > 1
+    assert all(trial.state == COMPLETE for trial in study.get_trials(deepcopy=False))
+
+
+def test_optuna_alone_gives_an_enqueued_trial_to_several_workers(tmp_path: Path) -> None:
+    """On SQLite, which is why they are taken as they are here; unless Optuna has mended it."""
+    given_twice = 0
+    for attempt in range(5):
+        url = f"sqlite:///{tmp_path / f'{attempt}.db'}"
+        _queue(url)
+        with multiprocessing.get_context("spawn").Pool(6) as pool:
+            runs = pool.map(_drain_with_optuna_alone, [url] * 6, chunksize=1)
+        numbers = [number for run in runs for number in run]
+        given_twice += len(numbers) - len(set(numbers))
+        if given_twice:
+            break
+    assert given_twice > 0
 
 
 def ended(minute: int, state: TrialState, error: str | None = "boom") -> FrozenTrial:
