@@ -96,9 +96,9 @@ GraceOption = Annotated[
 ]
 
 DEFAULT_DIRECTORY = Path("var")
-# The same as studies.storage.DEFAULT_URL, which would cost the import of Optuna; a test compares.
+# The same as in studies.storage, studies.patience and search.stop; the first two would cost the
+# import of Optuna. A test compares.
 DEFAULT_STORAGE = "sqlite:///hpsearch.db"
-# The same as in studies.patience and search.stop, likewise.
 DEFAULT_PATIENCE = 600.0
 DEFAULT_GRACE = 10.0
 

@@ -39,7 +39,7 @@ class View:
     run_started: float
     """On the clock `time.time`."""
     interruptions: int
-    trouble: str | None = None
+    trouble: str | None
     """What is wrong with the storage, if anything: the records are from before."""
 
 

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -156,8 +156,17 @@ def run_workers(
                 nonlocal records
                 attempt(take_back_dead, None)
                 records = attempt(lambda: _records(opened), records)
-                view = _view(opened, options.url, records, places, run_started, interrupted)
-                live.update(render(replace(view, trouble=_trouble(patience))), refresh=True)
+                view = View(
+                    opened.config,
+                    masked(options.url),
+                    records,
+                    _rows(places, records),
+                    utc_now(),
+                    run_started,
+                    interrupted,
+                    _trouble(patience),
+                )
+                live.update(render(view), refresh=True)
 
             return supervise(slots, start, take_back, interruptions, refresh)
 
@@ -195,20 +204,12 @@ def _records(opened: OpenedStudy) -> list[TrialRecord]:
     return [record(trial) for trial in opened.study.get_trials(deepcopy=False)]
 
 
-def _view(
-    opened: OpenedStudy,
-    url: str,
-    records: Sequence[TrialRecord],
-    places: Sequence[Place],
-    run_started: float,
-    interruptions: int,
-) -> View:
+def _rows(places: Sequence[Place], records: Sequence[TrialRecord]) -> list[WorkerRow]:
     running = {item.worker: item for item in records if item.state == "running"}
-    rows = [
+    return [
         WorkerRow(place.worker.slot, running.get(place.worker.name), _state(place))
         for place in places
     ]
-    return View(opened.config, masked(url), records, rows, utc_now(), run_started, interruptions)
 
 
 def _state(place: Place) -> str:

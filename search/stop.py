@@ -28,7 +28,7 @@ class StopRequest:
         self._grace_seconds = grace_seconds
         self.signal: signal.Signals | None = None
         self.is_over = False
-        """Whether the time to end the running epoch is."""
+        """Whether the time is up in which the running epoch may end."""
         self._interruptible = False
 
     def install(self) -> None:

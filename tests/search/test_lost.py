@@ -12,7 +12,7 @@ from studies.patience import is_transient
 from studies.results import LOSSES
 from studies.storage import open_storage
 from studies.study import OpenedStudy, create_or_continue
-from tests.conftest import Postgres
+from tests.conftest import Postgres, forget_heartbeats
 
 
 class Watch:
@@ -41,9 +41,13 @@ def take(opened: OpenedStudy, storage: OwnedStorage) -> int:
     return trial
 
 
-def set_heartbeats(storage: OwnedStorage, value: str) -> None:
-    with storage.engine.begin() as connection:
-        connection.execute(sqlalchemy.text(f"UPDATE trial_heartbeats SET heartbeat = {value}"))
+def suspect(opened: OpenedStudy, storage: OwnedStorage) -> tuple[int, Watch]:
+    """A running trial that is seen, at time 0, to give no sign of life."""
+    trial = take(opened, storage)
+    forget_heartbeats(storage)
+    watch = Watch(opened, storage)
+    watch.looks_at(0)
+    return trial, watch
 
 
 @pytest.fixture
@@ -60,10 +64,7 @@ def storage(opened: OpenedStudy, tmp_path: Path) -> OwnedStorage:
 def test_a_trial_that_stays_silent_is_taken_back(
     opened: OpenedStudy, storage: OwnedStorage
 ) -> None:
-    trial = take(opened, storage)
-    set_heartbeats(storage, "'2020-01-01 00:00:00'")
-    watch = Watch(opened, storage)
-    watch.looks_at(0)
+    trial, watch = suspect(opened, storage)
     watch.looks_at(SUSPICION_SECONDS - 1)
     assert storage.get_trial(trial).state == TrialState.RUNNING
     watch.looks_at(SUSPICION_SECONDS)
@@ -75,13 +76,10 @@ def test_a_trial_whose_heart_beats_again_is_left_alone(
     opened: OpenedStudy, storage: OwnedStorage
 ) -> None:
     """As after an outage of the database, which nobody could reach."""
-    trial = take(opened, storage)
-    set_heartbeats(storage, "'2020-01-01 00:00:00'")
-    watch = Watch(opened, storage)
-    watch.looks_at(0)
+    trial, watch = suspect(opened, storage)
     storage.record_heartbeat(trial)
     watch.looks_at(SUSPICION_SECONDS)
-    set_heartbeats(storage, "'2020-01-01 00:00:00'")
+    forget_heartbeats(storage)
     watch.looks_at(SUSPICION_SECONDS + 1)
     assert storage.get_trial(trial).state == TrialState.RUNNING, "suspected anew"
 
@@ -89,10 +87,7 @@ def test_a_trial_whose_heart_beats_again_is_left_alone(
 def test_an_outage_ends_all_suspicion(stoppable: Postgres) -> None:
     opened = make_study(stoppable.url)
     storage = open_storage(stoppable.url)
-    trial = take(opened, storage)
-    set_heartbeats(storage, "'2020-01-01 00:00:00'")
-    watch = Watch(opened, storage)
-    watch.looks_at(0)
+    trial, watch = suspect(opened, storage)
     stoppable.stop()
     with pytest.raises(Exception) as caught:  # noqa: PT011
         watch.looks_at(10)

@@ -9,15 +9,20 @@ from search.stop import Stopped, StopRequest
 
 
 @pytest.fixture
-def stop() -> Iterator[StopRequest]:
+def restored_signals() -> Iterator[None]:
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
     before = {number: signal.getsignal(number) for number in signals}
-    request = StopRequest()
-    request.install()
-    yield request
+    yield
     signal.alarm(0)
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture
+def stop(restored_signals: None) -> StopRequest:
+    request = StopRequest()
+    request.install()
+    return request
 
 
 def test_nothing_is_requested_at_first(stop: StopRequest) -> None:
@@ -51,6 +56,7 @@ def test_what_must_not_be_interrupted_is_not(stop: StopRequest) -> None:
         pytest.fail("not stopped before it began")
 
 
+@pytest.mark.usefixtures("restored_signals")
 @pytest.mark.parametrize("grace", [0.0, 0.5])
 def test_after_the_grace_period_one_signal_stops(grace: float) -> None:
     stop = StopRequest(grace)

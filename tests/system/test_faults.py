@@ -14,11 +14,10 @@ from typing import Any
 import optuna
 import pytest
 
-from studies.ownership import OwnedStorage
 from studies.results import LOSSES, OWNER
 from studies.storage import open_storage
 from studies.study import VERSIONS, open_study
-from tests.conftest import Postgres
+from tests.conftest import Postgres, forget_heartbeats
 
 Hpsearch = Callable[..., subprocess.CompletedProcess[str]]
 Status = Callable[..., dict[str, Any]]
@@ -71,7 +70,7 @@ def study(write_own_study: Callable[[str, str], Path]) -> Path:
 
 @pytest.fixture
 def long_study(study: Path) -> Path:
-    """Of one trial, which does not end while a database is stopped."""
+    """Of two trials, neither of which ends while a database is stopped."""
     text = study.read_text().replace("[1, 2, 3, 4]", "[1, 2]").replace("trials = 4", "trials = 2")
     study.write_text(text.replace("epochs = 6", f"epochs = {LONG}"))
     return study
@@ -109,12 +108,6 @@ def wait_for(condition: Callable[[], Any], seconds: float = 60) -> Any:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     return found
-
-
-def forget_heartbeats(storage: OwnedStorage) -> None:
-    """As if the last ones were long ago."""
-    with storage.engine.begin() as connection:
-        connection.exec_driver_sql("UPDATE trial_heartbeats SET heartbeat = '2020-01-01 00:00:00'")
 
 
 def test_workers_that_are_killed_are_replaced_and_lose_an_epoch_at_most(
