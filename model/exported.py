@@ -5,13 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors
 import torch
-from safetensors.torch import load_file
 
 from data.dataset import Normalisation
 from data.errors import UserError
 from data.images import read_image
+from data.weights import unpacked
 from model.evaluate import logits
 from model.hyperparameters import parse_hyperparameters
 from model.resnet import ResNet
@@ -60,21 +59,15 @@ def load(directory: str | Path) -> Classifier:
         trial = json.loads((directory / "trial.json").read_text())
         classes = tuple(trial["data"]["classes"])
         model = build_model(parse_hyperparameters(trial["parameters"]), len(classes))
-        model.load_state_dict(load_file(directory / "model.safetensors"))
+        weights, _ = unpacked((directory / "model.safetensors").read_bytes())
+        model.load_state_dict(weights)
         normalisation = Normalisation(**trial["data"]["normalisation"])
     except FileNotFoundError as error:
         raise UserError(
             f"{directory}: not an exported model ({error.filename or error} is missing); "
             "make one with hpsearch export"
         ) from error
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        RuntimeError,
-        safetensors.SafetensorError,
-    ) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise UserError(f"{directory}: a damaged export ({error}); export it again") from error
     model.to(memory_format=torch.channels_last)
     return Classifier(model.eval(), classes, normalisation)

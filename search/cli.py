@@ -52,6 +52,15 @@ DirectoryOption = Annotated[
         help="Where data sets, checkpoints and logs go. All workers of a study share it.",
     ),
 ]
+CheckpointsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--checkpoints",
+        envvar="HPSEARCH_CHECKPOINTS",
+        metavar="PLACE",
+        help="Where checkpoints go, if not to the directory: another one, or s3://bucket/prefix.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 DataOption = Annotated[
     str | None,
@@ -129,6 +138,7 @@ def run(
     storage_patience: StoragePatienceOption = DEFAULT_PATIENCE,
     grace: GraceOption = DEFAULT_GRACE,
     directory: DirectoryOption = DEFAULT_DIRECTORY,
+    checkpoints: CheckpointsOption = None,
 ) -> None:
     """Search: create or continue a study, run workers, and export the best model."""
     from studies.config import is_study_file
@@ -151,6 +161,7 @@ def run(
         study,
         storage,
         directory,
+        checkpoints,
         workers,
         workers_per_gpu,
         storage_patience,
@@ -211,6 +222,7 @@ def worker(
     storage_patience: StoragePatienceOption = DEFAULT_PATIENCE,
     grace: GraceOption = DEFAULT_GRACE,
     directory: DirectoryOption = DEFAULT_DIRECTORY,
+    checkpoints: CheckpointsOption = None,
 ) -> None:
     """Be one worker of a study, on any machine that reaches its storage.
 
@@ -232,6 +244,7 @@ def worker(
             study,
             with_storage,
             directory,
+            checkpoints,
             data,
             allow_objective,
             overrides.get("sampler.warm_start"),
@@ -324,6 +337,7 @@ def export(
     data: DataOption = None,
     storage: StorageOption = DEFAULT_STORAGE,
     directory: DirectoryOption = DEFAULT_DIRECTORY,
+    checkpoints: CheckpointsOption = None,
 ) -> None:
     """Write a model to a folder, with its accuracy on the test images.
 
@@ -340,7 +354,9 @@ def export(
     from search.run_export import export_study
 
     try:
-        exported = export_study(with_storage, name, directory, output, data, on_validation_too)
+        exported = export_study(
+            with_storage, name, directory, checkpoints, output, data, on_validation_too
+        )
     except Diverged as error:
         _fail(f"with the validation images too, the training diverged: {error}", 1)
     print(describe(exported))
@@ -356,6 +372,7 @@ def confirm(
     data: DataOption = None,
     storage: StorageOption = DEFAULT_STORAGE,
     directory: DirectoryOption = DEFAULT_DIRECTORY,
+    checkpoints: CheckpointsOption = None,
 ) -> None:
     """Train the best configurations again with new seeds, and see which is really the best.
 
@@ -374,7 +391,7 @@ def confirm(
     from search.run_confirm import confirm_study
 
     options = RunOptions(
-        _command_line(storage), study, storage, directory, workers, workers_per_gpu
+        _command_line(storage), study, storage, directory, checkpoints, workers, workers_per_gpu
     )
     raise typer.Exit(confirm_study(with_storage, name, options, data, top, seeds, trusted))
 
@@ -504,7 +521,7 @@ def _log_to_terminal(level: int = logging.INFO) -> None:
         handlers=[_TerminalHandler()],
     )
     # Its messages repeat ours, in other words.
-    for talkative in ("optuna", "torch"):
+    for talkative in ("optuna", "torch", "botocore"):
         logging.getLogger(talkative).setLevel(logging.WARNING)
 
 

@@ -5,6 +5,7 @@ and the dashboard shows them. The winner is chosen by mean validation accuracy; 
 test images looked at.
 """
 
+import logging
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ from scipy import stats
 
 from data.errors import UserError
 from search.budget import budgeted, withdraw
-from search.export import baseline_record, best_record, test_accuracy
+from search.export import baseline_record, best_record, test_accuracy, usable_checkpoint
 from search.prepare import Prepared
 from search.samplers import derived_seed
 from studies.checkpoints import CheckpointDirectory
@@ -37,6 +38,8 @@ from studies.study import DATA_DIGEST, OpenedStudy, create_or_continue, exists, 
 
 CONFIDENCE = 0.95
 ENDED = ("complete", "diverged")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +182,7 @@ def judge(
         retrainings: all of which have ended.
 
     Raises:
-        UserError: every retraining of the best configurations diverged, or a checkpoint is gone.
+        UserError: every retraining of the best configurations diverged.
     """
     asked = sorted([item.trial, item.seed] for item in retrainings)
     stored = confirming.opened.study.user_attrs.get(CONFIRMATION)
@@ -214,20 +217,24 @@ def _judge(
     if searched.config.trial.objective == DEFAULT_OBJECTIVE:
 
         def on_test(number: int) -> list[float]:
-            return [
-                test_accuracy(confirming, run, checkpoints.load(run.number), device)
-                for run in rank(results[number])
-            ]
+            found = []
+            for run in rank(results[number]):
+                try:
+                    checkpoint = usable_checkpoint(run, checkpoints)
+                except UserError as error:
+                    logger.warning("%s; it is not measured on the test images", error)
+                    continue
+                found.append(test_accuracy(confirming, run, checkpoint, device))
+            return found
 
         of_winner = on_test(winner.trial)
-        test = _test_result(of_winner)
+        test = _test_result(of_winner, runs)
         notebook = baseline_record(searched)
         # Another trial of the same configuration may stand for it.
         same = [n for n in results if notebook and trials[n].params == notebook.parameters]
         if same and winner.trial not in same:
             of_baseline = on_test(same[0])
-            if of_baseline:
-                baseline = _test_result(of_baseline)
+            baseline = _test_result(of_baseline, rank(results[same[0]]))
             if len(of_winner) == len(of_baseline) == len(results[winner.trial]):
                 difference = _difference(of_winner, of_baseline)
     return Confirmation(
@@ -253,11 +260,15 @@ def _candidate(searched: TrialRecord, runs: Sequence[TrialRecord]) -> Candidate:
     )
 
 
-def _test_result(accuracies: Sequence[float]) -> TestResult:
+def _test_result(accuracies: Sequence[float], runs: Sequence[TrialRecord]) -> TestResult | None:
+    """Of those among these runs, none of which diverged, whose weights are there."""
+    if not accuracies:
+        return None
     return TestResult(
         mean=statistics.mean(accuracies),
         std=statistics.stdev(accuracies) if accuracies[1:] else None,
         seeds=len(accuracies),
+        lost=len(runs) - len(accuracies),
     )
 
 

@@ -1,7 +1,7 @@
 """Taking the best model out of a study, with its accuracy measured once more."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,7 @@ from model.resnet import ResNet
 from model.train import build_model
 from search.live import readable_parameters
 from search.prepare import Prepared, has_baseline
-from search.worker import checkpoint_directory
-from studies.checkpoints import Checkpoint
+from studies.checkpoints import Checkpoint, CheckpointDirectory
 from studies.config import DEFAULT_OBJECTIVE, StudyConfig
 from studies.export import check_output, write_export
 from studies.results import CONFIRMS, SEED, TrialRecord, rank, record
@@ -40,18 +39,30 @@ class Exported:
     """Trial 0, the notebook's configuration, if it is complete and not the best."""
     confirms: int | None
     """If it is a retraining: the number of its trial in the search."""
+    instead_of: int | None = None
+    """The trial that ranks before it, whose checkpoint cannot be used."""
     retrained: bool = False
     """Whether the model was trained on the validation images too, after the search."""
 
 
-def export_best(prepared: Prepared, root: Path, output: Path, device: torch.device) -> Exported:
+def export_best(
+    prepared: Prepared, checkpoints: CheckpointDirectory, output: Path, device: torch.device
+) -> Exported:
     """Write the model of the best trial to the folder `output`; see `export_trial`."""
-    check_output(output)
-    return export_trial(prepared, best_record(prepared.opened), root, output, device)
+    return export_trial(prepared, ranked_records(prepared.opened), checkpoints, output, device)
 
 
 def best_record(opened: OpenedStudy) -> TrialRecord:
-    """The trial to export.
+    """The best trial.
+
+    Raises:
+        UserError: no trial is complete yet.
+    """
+    return ranked_records(opened)[0]
+
+
+def ranked_records(opened: OpenedStudy) -> list[TrialRecord]:
+    """The trials that can be exported, the best first.
 
     Raises:
         UserError: no trial is complete yet.
@@ -61,36 +72,33 @@ def best_record(opened: OpenedStudy) -> TrialRecord:
         raise UserError(
             f"study {opened.config.name!r}: no trial is complete yet, so there is nothing to export"
         )
-    return ranked[0]
+    return ranked
 
 
 def export_trial(
     prepared: Prepared,
-    best: TrialRecord,
-    root: Path,
+    ranked: Sequence[TrialRecord],
+    checkpoints: CheckpointDirectory,
     output: Path,
     device: torch.device,
     confirmation: Mapping[str, Any] | None = None,
 ) -> Exported:
-    """Write a complete trial's model to the folder `output`.
+    """Write the model of the first of these complete trials whose checkpoint can be used.
 
     Its accuracies are measured from the weights that are exported; that on the test images decides
     nothing.
 
     Args:
+        output: the folder to write.
         confirmation: what its retrainings showed, for the folder's description.
 
     Raises:
-        UserError: its checkpoint is missing, or `output` is something else.
+        UserError: no checkpoint can be used, or `output` is something else.
+        OSError: the checkpoints cannot be reached.
     """
     opened = prepared.opened
     check_output(output)
-    checkpoint = checkpoint_directory(opened, root).load(best.number)
-    if checkpoint.validation_accuracy != best.value:
-        raise UserError(
-            f"the checkpoint of trial {best.number} is of {checkpoint.validation_accuracy:.2%}, "
-            f"but the study recorded {best.value:.2%}; the directory belongs to another study"
-        )
+    best, checkpoint = first_usable(ranked, checkpoints)
     test = None
     if opened.config.trial.objective == DEFAULT_OBJECTIVE:
         model = checked_model(prepared, best, checkpoint, device)
@@ -107,7 +115,49 @@ def export_trial(
         description["confirmation"] = confirmation
     write_export(output, checkpoint.weights, description)
     baseline = baseline_to_show(opened, best)
-    return Exported(opened.config, output, best, test, baseline, confirms(opened, best))
+    instead_of = ranked[0].number if best is not ranked[0] else None
+    confirmed = confirms(opened, best)
+    return Exported(opened.config, output, best, test, baseline, confirmed, instead_of)
+
+
+def first_usable(
+    ranked: Sequence[TrialRecord], checkpoints: CheckpointDirectory
+) -> tuple[TrialRecord, Checkpoint]:
+    """The first of these trials whose checkpoint is whole and of its best epoch.
+
+    Raises:
+        UserError: there is none; the message is of the very first.
+        OSError: the checkpoints cannot be reached.
+    """
+    present = checkpoints.trial_numbers()
+    troubles: list[UserError] = []
+    for item in ranked:
+        # That the others have none is as it should be.
+        if item.number not in present and item is not ranked[0]:
+            continue
+        try:
+            checkpoint = usable_checkpoint(item, checkpoints)
+        except UserError as error:
+            troubles.append(error)
+            continue
+        for trouble in troubles:
+            logger.warning("%s; the next best is trial %d", trouble, item.number)
+        return item, checkpoint
+    raise troubles[0]
+
+
+def usable_checkpoint(item: TrialRecord, checkpoints: CheckpointDirectory) -> Checkpoint:
+    """
+    Raises:
+        UserError: a complete trial's checkpoint is missing, damaged, or not of its best epoch.
+    """
+    checkpoint = checkpoints.load(item.number)
+    if checkpoint.validation_accuracy != item.value:
+        raise UserError(
+            f"the checkpoint of trial {item.number} is of {checkpoint.validation_accuracy:.2%}, "
+            f"but the study recorded {item.value:.2%}: that of its best epoch was not written"
+        )
+    return checkpoint
 
 
 def of_test(test: Accuracies | None) -> dict[str, float | None]:
@@ -224,9 +274,15 @@ def describe(exported: Exported) -> str:
             "with mirror images)"
         )
     trial = f"best: trial {best.number}"
+    if exported.instead_of is not None:
+        trial = (
+            f"best: trial {exported.instead_of}, whose weights are lost; in its place trial "
+            f"{best.number}"
+        )
     if exported.confirms is not None:
         trial = (
-            f"confirmed: trial {exported.confirms}; of its retrainings the best, trial "
+            f"confirmed: trial {exported.confirms}; of its retrainings the best"
+            f"{'' if exported.instead_of is None else ' whose weights are not lost'}, trial "
             f"{best.number} of study {exported.config.name!r}"
         )
     lines = [

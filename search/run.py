@@ -28,7 +28,8 @@ from search.lost import LostTrials
 from search.objective import load_objective
 from search.prepare import Prepared, create_from_file, join
 from search.stop import GRACE_SECONDS, StopRequest
-from search.worker import Worker, checkpoint_directory
+from search.worker import Worker
+from studies.checkpoints import CheckpointDirectory, open_checkpoints
 from studies.config import DEFAULT_OBJECTIVE, SHIPPED, StudyConfig
 from studies.ownership import OwnedStorage
 from studies.patience import DEFAULT_SECONDS, Patience, StorageLost
@@ -59,6 +60,8 @@ class RunOptions:
     """Of the storage."""
     root: Path
     """Where data sets, checkpoints and logs go."""
+    checkpoints: str | None
+    """Where checkpoints go instead: a folder, or `s3://bucket/prefix`."""
     workers: int | None
     workers_per_gpu: int
     storage_patience: float = DEFAULT_SECONDS
@@ -80,6 +83,7 @@ def run_study(config: StudyConfig, storage: OwnedStorage, options: RunOptions) -
     console = Console(soft_wrap=True)
     load_objective(config.trial.objective)
     prepared = create_from_file(storage, config, options.origin, options.root)
+    checkpoints = open_checkpoints(prepared.opened, options.root, options.checkpoints)
     announce(console, prepared, options.url)
     interruptions = Interruptions()
     interruptions.install()
@@ -88,7 +92,7 @@ def run_study(config: StudyConfig, storage: OwnedStorage, options: RunOptions) -
         troubles = run_workers(
             console, prepared.opened, storage, options, config.data.source, interruptions
         )
-    return _finish(console, prepared, options, troubles, interruptions)
+    return _finish(console, prepared, checkpoints, options, troubles, interruptions)
 
 
 def is_spent(opened: OpenedStudy) -> bool:
@@ -115,6 +119,8 @@ def run_workers(
     arguments += ["--grace", str(options.grace)]
     if config.trial.objective != DEFAULT_OBJECTIVE:
         arguments += ["--allow-objective", config.trial.objective]
+    if options.checkpoints:
+        arguments += ["--checkpoints", options.checkpoints]
     # The URL may hold a password: it goes by the environment, which only the user can read.
     environment = {"HPSEARCH_STORAGE": options.url}
     slots = plan_slots(options.workers, options.workers_per_gpu)
@@ -227,6 +233,7 @@ def _with_source_of(study: StudyConfig, config: StudyConfig) -> StudyConfig:
 def _finish(
     console: Console,
     prepared: Prepared,
+    checkpoints: CheckpointDirectory,
     options: RunOptions,
     troubles: Sequence[str],
     interruptions: Interruptions,
@@ -249,7 +256,7 @@ def _finish(
         console.print("no trial is complete, so there is no model to export")
         return 1
     output = opened.directory(options.root) / "best"
-    exported = export_best(prepared, options.root, output, any_device())
+    exported = export_best(prepared, checkpoints, output, any_device())
     console.print(describe(exported), highlight=False, markup=False)
     return 1 if troubles else 0
 
@@ -259,6 +266,7 @@ def run_worker(
     study: str,
     storage: OwnedStorage,
     root: Path,
+    place: str | None,
     source: str | None,
     allowed_objective: str | None,
     warm_start: str | None,
@@ -270,6 +278,7 @@ def run_worker(
     Args:
         config: of the study file, if STUDY was one: its study is created if there is none.
         study: as it was named on the command line.
+        place: of the checkpoints, if not below `root`.
         source: where this machine has the data, if not where the study says.
         allowed_objective: what may be imported beside the default.
         warm_start: the study that this one must have started from.
@@ -307,6 +316,7 @@ def run_worker(
             f"study {name!r} wants to run {objective_name!r}; if you trust it, start this worker "
             f"with --allow-objective {objective_name}"
         )
+    checkpoints = open_checkpoints(prepared.opened, root, place)
     minutes = settings.budget.minutes
     stop = StopRequest(grace)
     stop.install()
@@ -319,7 +329,7 @@ def run_worker(
                 objective=load_objective(objective_name),
                 data=placed(prepared.data, device),
                 device=device,
-                checkpoints=checkpoint_directory(prepared.opened, root),
+                checkpoints=checkpoints,
                 stop=stop,
                 patience=patience,
                 lost_trials=LostTrials(prepared.opened, storage),

@@ -11,7 +11,7 @@ from search.objective import load_objective
 from search.prepare import Prepared, join
 from search.run import RunOptions, announce, run_workers
 from search.run_export import export_confirmed
-from search.worker import checkpoint_directory
+from studies.checkpoints import CheckpointDirectory, open_checkpoints
 from studies.confirmation import Confirmation, TestResult
 from studies.ownership import OwnedStorage
 from studies.study import OpenedStudy, check_objective, open_study
@@ -46,6 +46,7 @@ def confirm_study(
     searched = join(storage, name, options.root, source)
     load_objective(searched.opened.config.trial.objective)
     prepared = prepare_confirmation(storage, searched, retrainings)
+    checkpoints = open_checkpoints(prepared.opened, options.root, options.checkpoints)
     announce(console, prepared, options.url)
     interruptions = Interruptions()
     interruptions.install()
@@ -67,21 +68,23 @@ def confirm_study(
             markup=False,
         )
         return 1
-    return _finish_confirmation(console, searched.opened, prepared, options, retrainings)
+    return _finish_confirmation(
+        console, searched.opened, prepared, checkpoints, options, retrainings
+    )
 
 
 def _finish_confirmation(
     console: Console,
     searched: OpenedStudy,
     prepared: Prepared,
+    checkpoints: CheckpointDirectory,
     options: RunOptions,
     retrainings: Sequence[Retraining],
 ) -> int:
-    checkpoints = checkpoint_directory(prepared.opened, options.root)
     device = any_device()
     confirmation = judge(searched, prepared, retrainings, checkpoints, device)
     output = searched.directory(options.root) / "confirmed"
-    export_confirmed(prepared, confirmation, options.root, output, device)
+    export_confirmed(prepared, confirmation, checkpoints, output, device)
     console.print(describe_confirmation(confirmation), highlight=False, markup=False)
     console.print(f"model: {output}", highlight=False, markup=False)
     console.print(f"  to use it: hpsearch predict {output} IMAGE...", highlight=False, markup=False)
@@ -109,9 +112,8 @@ def describe_confirmation(confirmation: Confirmation) -> str:
         )
 
     def on_test(result: TestResult) -> str:
-        lost = confirmation.seeds - result.seeds
-        of = f" ({result.seeds} of {confirmation.seeds} seeds; {lost} diverged)" if lost else ""
-        return f"test accuracy {spread(result.mean, result.std)}{of}"
+        seeds = result.out_of(confirmation.seeds)
+        return f"test accuracy {spread(result.mean, result.std)}{f' ({seeds})' if seeds else ''}"
 
     if confirmation.test:
         lines.append(f"  {on_test(confirmation.test)}")

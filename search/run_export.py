@@ -10,10 +10,11 @@ from search.device import taken_device
 from search.export import Exported, any_device, best_record, export_best, export_trial
 from search.prepare import Prepared, join
 from search.retrain import check_retrainable, export_retrained
+from studies.checkpoints import CheckpointDirectory, open_checkpoints
 from studies.confirmation import Confirmation, confirmation_of, confirming_name
 from studies.export import check_output
 from studies.ownership import OwnedStorage
-from studies.results import record
+from studies.results import CONFIRMS, rank, record
 from studies.study import open_study
 
 logger = logging.getLogger(__name__)
@@ -23,6 +24,7 @@ def export_study(
     storage: OwnedStorage,
     name: str,
     root: Path,
+    place: str | None,
     output: Path,
     source: str | None,
     on_validation_too: bool = False,
@@ -30,6 +32,7 @@ def export_study(
     """Run `hpsearch export`: the confirmed model if there is one, else that of the best trial.
 
     Args:
+        place: of the checkpoints, if not below `root`.
         on_validation_too: train that configuration anew, on training and validation images.
 
     Raises:
@@ -51,12 +54,14 @@ def export_study(
             )
         prepared = join(storage, confirming_name(name), root, source)
         if not on_validation_too:
-            return export_confirmed(prepared, confirmation, root, output, any_device())
+            checkpoints = open_checkpoints(prepared.opened, root, place, to_write=False)
+            return export_confirmed(prepared, confirmation, checkpoints, output, any_device())
         best = record(prepared.opened.study.get_trials(deepcopy=False)[confirmation.trial])
     else:
         prepared = join(storage, name, root, source)
         if not on_validation_too:
-            return export_best(prepared, root, output, any_device())
+            checkpoints = open_checkpoints(prepared.opened, root, place, to_write=False)
+            return export_best(prepared, checkpoints, output, any_device())
     with taken_device(root) as device:
         shown = asdict(confirmation) if confirmation else None
         return export_retrained(prepared, best, output, device, shown)
@@ -65,9 +70,18 @@ def export_study(
 def export_confirmed(
     prepared: Prepared,
     confirmation: Confirmation,
-    root: Path,
+    checkpoints: CheckpointDirectory,
     output: Path,
     device: torch.device,
 ) -> Exported:
-    best = record(prepared.opened.study.get_trials(deepcopy=False)[confirmation.trial])
-    return export_trial(prepared, best, root, output, device, asdict(confirmation))
+    """Write the winner's best model, or its next best whose checkpoint can be used."""
+    trials = prepared.opened.study.get_trials(deepcopy=False)
+    best = record(trials[confirmation.trial])
+    of_winner = [
+        record(trial)
+        for trial in trials
+        if trial.user_attrs.get(CONFIRMS) == confirmation.winner.trial
+        and trial.number != confirmation.trial
+    ]
+    ranked = [best, *rank(of_winner)]
+    return export_trial(prepared, ranked, checkpoints, output, device, asdict(confirmation))

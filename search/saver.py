@@ -66,7 +66,7 @@ class Saver:
                 logger.warning(
                     "trial %d: the checkpoint %s cannot be written (%s); the trial goes on without",
                     self._number,
-                    self._checkpoints.file(self._number),
+                    error.filename,
                     error.strerror,
                 )
         if resumable:
@@ -74,11 +74,10 @@ class Saver:
                 self._checkpoints.save_state(self._number, resumable)
             except (OSError, TypeError, AttributeError, pickle.PicklingError) as error:
                 logger.warning(
-                    "trial %d: its state cannot be written to %s (%s); an interruption would cost "
-                    "it more than an epoch",
+                    "trial %d: its state cannot be written (%s); an interruption would cost it "
+                    "more than an epoch",
                     self._number,
-                    self._checkpoints.path,
-                    error,
+                    f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error,
                 )
 
 

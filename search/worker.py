@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -28,7 +27,7 @@ from search.samplers import derived_seed, make_pruner, make_sampler
 from search.space import make_space
 from search.stop import StopRequest
 from search.warm import earlier_trials
-from studies.checkpoints import CheckpointDirectory, ended, superfluous
+from studies.checkpoints import CheckpointDirectory
 from studies.ownership import NotOwned, OwnedStorage, worker_name
 from studies.patience import STORAGE_ERRORS, Patience, reason
 from studies.results import DEVICE, DIVERGED, ERROR, SEED, THREADS, WORKER, record
@@ -158,10 +157,7 @@ class Worker:
     def _tidy(self) -> None:
         """Remove the checkpoints that are of no more use."""
         records = [record(item) for item in self.opened.study.get_trials(deepcopy=False)]
-        present = self.checkpoints.trial_numbers()
-        keep = self.opened.config.checkpoints.keep
-        self.checkpoints.remove(superfluous(present, records, keep))
-        self.checkpoints.remove_states(ended(records))
+        self.checkpoints.tidy(records, self.opened.config.checkpoints.keep)
 
     def _tell(self, trial: Trial, outcome: Outcome) -> None:
         study, number = self.opened.study, trial.number
@@ -212,8 +208,3 @@ def beating_heart(storage: OwnedStorage, trial_id: int, lost_trials: LostTrials)
         ended.set()
         # It may be waiting for a database that does not answer.
         thread.join(LONGEST_JOIN_SECONDS)
-
-
-def checkpoint_directory(opened: OpenedStudy, root: Path) -> CheckpointDirectory:
-    """Where the study's checkpoints are, below the root that all its workers share."""
-    return CheckpointDirectory(opened.directory(root) / "checkpoints")

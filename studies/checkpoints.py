@@ -1,31 +1,36 @@
-"""What trials leave on disk: the best weights, and what it takes to go on after an interruption.
+"""What trials leave behind: the best weights, and what it takes to go on after an interruption.
 
-Written whole, and kept only while it is of use: weights while they can still win, a state until its
-trial has ended.
+Each file carries a digest, is written whole, and is kept only while it is of use: weights while
+they can still win, states until their trial has ended.
 """
 
 import io
 import logging
 import pickle
 import re
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from data.errors import UserError
-from data.files import write_whole
+from data.weights import packed, unpacked
 from studies.results import TrialRecord, rank
+from studies.stores import Folder, Store, open_store
+from studies.study import OpenedStudy
 
-_NAME = re.compile(r"trial-(\d+)\.safetensors")
-_STATE = re.compile(r"trial-(\d+)\.state|\.trial-(\d+)\.(?:state|safetensors)-\w+")
+STATES = 2
+"""Of a running trial: the newest, and the one before, for the case that the newest is damaged."""
 DIGEST_SIZE = sha256().digest_size
+
+_WEIGHTS = re.compile(r"trial-(\d+)\.safetensors")
+_STATE = re.compile(r"trial-(\d+)-epoch-(\d+)\.state")
+_ANY = re.compile(r"\.?trial-(\d+)(?:-epoch-\d+)?\.(?:state|safetensors)(?:-\w+)?")
+"""The two, and what writers that were killed have left beside them."""
 
 logger = logging.getLogger(__name__)
 
@@ -51,12 +56,9 @@ class Resumable:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointDirectory:
-    """The checkpoints of one study; all its workers reach this directory."""
+    """The checkpoints of one study; all its workers reach them."""
 
-    path: Path
-
-    def file(self, trial_number: int) -> Path:
-        return self.path / f"trial-{trial_number:05d}.safetensors"
+    store: Store
 
     def save(self, trial_number: int, checkpoint: Checkpoint) -> None:
         """Write a trial's checkpoint in place of its earlier one.
@@ -64,15 +66,12 @@ class CheckpointDirectory:
         Raises:
             OSError: it cannot be written; the earlier one is still there.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        # Contiguous for safetensors, which stores no memory format.
-        weights = {name: tensor.contiguous().cpu() for name, tensor in checkpoint.weights.items()}
         metadata = {
             "trial": str(trial_number),
             "epoch": str(checkpoint.epoch),
             "validation_accuracy": repr(checkpoint.validation_accuracy),
         }
-        write_whole(self.file(trial_number), save(weights, metadata))
+        self.store.write(weights_name(trial_number), packed(checkpoint.weights, metadata))
 
     def accuracy_of(self, trial_number: int, expected: float) -> float:
         """The accuracy of a trial's weights if it is the expected one, else one below all.
@@ -89,13 +88,12 @@ class CheckpointDirectory:
         """Read a trial's checkpoint.
 
         Raises:
-            UserError: there is none, or it is damaged.
+            UserError: there is none, it is damaged, or it cannot be read.
         """
-        path = self.file(trial_number)
+        name = weights_name(trial_number)
+        location = self.store.location(name)
         try:
-            with safetensors.safe_open(path, framework="pt") as file:
-                metadata = file.metadata()
-                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            weights, metadata = unpacked(self.store.read(name))
             if metadata["trial"] != str(trial_number):
                 raise ValueError(f"it is of trial {metadata['trial']}")
             return Checkpoint(
@@ -103,81 +101,147 @@ class CheckpointDirectory:
             )
         except FileNotFoundError:
             raise UserError(
-                f"{path}: no checkpoint of trial {trial_number} here; "
-                "run this where the workers wrote it, with the same --directory"
+                f"{location}: no checkpoint of trial {trial_number} here; run this where the "
+                "workers wrote it, with the same --directory and --checkpoints"
             ) from None
-        except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
-            raise UserError(f"{path}: a damaged checkpoint ({error})") from error
-
-    def _state_file(self, trial_number: int) -> Path:
-        return self.path / f"trial-{trial_number:05d}.state"
+        except OSError as error:
+            raise UserError(f"{location}: cannot be read ({error.strerror})") from error
+        except (ValueError, LookupError) as error:
+            raise UserError(f"{location}: a damaged checkpoint ({error})") from error
 
     def save_state(self, trial_number: int, resumable: Resumable) -> None:
-        """Write where a trial can be taken up again, in place of what was there.
+        """Write where a trial can be taken up again; the state before it stays, older ones go.
 
         Raises:
             OSError: it cannot be written; what was there still is.
             TypeError, AttributeError, PicklingError: there is something else in the state than
                 tensors, numbers, text and containers of them.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        epoch = len(resumable.accuracies)
         file = io.BytesIO()
         file.write(bytes(DIGEST_SIZE))
-        torch.save({"accuracies": resumable.accuracies, "state": resumable.state}, file)
+        fields = {"trial": trial_number, "accuracies": resumable.accuracies}
+        torch.save({**fields, "state": resumable.state}, file)
         content = file.getbuffer()
         content[:DIGEST_SIZE] = sha256(content[DIGEST_SIZE:]).digest()
-        write_whole(self._state_file(trial_number), content)
+        self.store.write(f"trial-{trial_number:05d}-epoch-{epoch:05d}.state", content)
+        states = self._states(trial_number)
+        # One of a later epoch is of an attempt that could not go on, and was begun anew.
+        kept = sorted((other for other in states if other <= epoch), reverse=True)[:STATES]
+        for other in states.keys() - set(kept):
+            self.store.remove(states[other])
 
     def load_state(self, trial_number: int) -> Resumable | None:
         """Where a trial can be taken up again; None if it has to begin anew."""
-        path = self._state_file(trial_number)
         try:
-            with path.open("rb") as file:
-                digest = file.read(DIGEST_SIZE)
-                content = file.read()
-            if sha256(content).digest() != digest:
-                raise ValueError("it is damaged")
-            # Tensors, numbers, text and containers of them alone: nothing in it is run.
-            found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-            return Resumable(tuple(found["accuracies"]), found["state"])
-        except FileNotFoundError:
+            states = self._states(trial_number)
+        except OSError as error:
+            logger.warning(
+                "trial %d begins anew: %s: %s", trial_number, error.filename, error.strerror
+            )
             return None
-        except (OSError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
-            reason = str(error).partition("\n")[0]
-            logger.warning("trial %d begins anew: %s: %s", trial_number, path, reason)
-            return None
+        for epoch in sorted(states, reverse=True):
+            try:
+                return _resumable(self.store.read(states[epoch]), trial_number, epoch)
+            except FileNotFoundError:
+                continue
+            except (
+                OSError,
+                ValueError,
+                LookupError,
+                TypeError,
+                RuntimeError,
+                pickle.UnpicklingError,
+            ) as error:
+                reason = error.strerror if isinstance(error, OSError) else error
+                logger.warning(
+                    "trial %d: its state after epoch %d cannot be used: %s: %s",
+                    trial_number,
+                    epoch,
+                    self.store.location(states[epoch]),
+                    str(reason).partition("\n")[0],
+                )
+        if states:
+            logger.warning("trial %d begins anew: no state of it can be used", trial_number)
+        return None
 
-    def remove_states(self, trial_numbers: Container[int]) -> None:
-        """Remove the states of these trials, and what writers that were killed have left."""
-        if not self.path.is_dir():
-            return
-        for file in self.path.iterdir():
-            match = _STATE.fullmatch(file.name)
-            if match and int(match[1] or match[2]) in trial_numbers:
-                file.unlink(missing_ok=True)
+    def _states(self, trial_number: int) -> dict[int, str]:
+        """The names of a trial's states, by the epoch that they are of."""
+        matches = (_STATE.fullmatch(name) for name in self.store.names())
+        return {
+            int(match[2]): match[0] for match in matches if match and int(match[1]) == trial_number
+        }
 
     def trial_numbers(self) -> set[int]:
-        """The trials that have a checkpoint."""
-        if not self.path.is_dir():
-            return set()
-        matches = (_NAME.fullmatch(file.name) for file in self.path.iterdir())
+        """The trials that have weights here.
+
+        Raises:
+            OSError: the store cannot be reached.
+        """
+        matches = (_WEIGHTS.fullmatch(name) for name in self.store.names())
         return {int(match[1]) for match in matches if match}
 
-    def remove(self, trial_numbers: Iterable[int]) -> None:
-        for number in trial_numbers:
-            # Another worker may have been faster.
-            self.file(number).unlink(missing_ok=True)
+    def tidy(self, records: Sequence[TrialRecord], keep: int) -> None:
+        """Remove what is of no more use, see `superfluous`.
+
+        What cannot be removed is warned of; the next to call this tries again.
+        """
+        try:
+            for name in superfluous(self.store.names(), records, keep):
+                self.store.remove(name)
+        except OSError as error:
+            logger.warning(
+                "what is of no more use cannot be removed: %s: %s", error.filename, error.strerror
+            )
 
 
-def superfluous(present: set[int], records: Sequence[TrialRecord], keep: int) -> set[int]:
-    """Which checkpoints can go: of trials that have ended, all but the best `keep`.
+def weights_name(trial_number: int) -> str:
+    return f"trial-{trial_number:05d}.safetensors"
 
-    A trial that is not in `records` has begun since they were read: its checkpoint stays.
+
+def _resumable(content: bytes, trial_number: int, epoch: int) -> Resumable:
+    """What `save_state` has written.
+
+    Raises:
+        ValueError, LookupError, TypeError, RuntimeError, UnpicklingError: it is something else.
     """
-    best = {record.number for record in rank(records)[:keep]}
-    return present & ended(records) - best
+    saved = memoryview(content)[DIGEST_SIZE:]
+    if sha256(saved).digest() != content[:DIGEST_SIZE]:
+        raise ValueError("its digest does not fit")
+    # Tensors, numbers, text and containers of them alone: nothing in it is run.
+    found = torch.load(io.BytesIO(saved), map_location="cpu", weights_only=True)
+    if (found["trial"], len(found["accuracies"])) != (trial_number, epoch):
+        raise ValueError(f"it is of trial {found['trial']}, epoch {len(found['accuracies'])}")
+    return Resumable(tuple(found["accuracies"]), found["state"])
 
 
-def ended(records: Sequence[TrialRecord]) -> set[int]:
-    """The trials that will not go on."""
-    return {record.number for record in records if record.state not in ("running", "waiting")}
+def superfluous(names: Iterable[str], records: Sequence[TrialRecord], keep: int) -> list[str]:
+    """Which files can go: of trials that have ended, all but the weights of the best `keep`.
+
+    A trial that is not in `records` has begun since they were read: its files stay.
+    """
+    ended = {record.number for record in records if record.state not in ("running", "waiting")}
+    kept = {weights_name(record.number) for record in rank(records)[:keep]}
+    matches = (_ANY.fullmatch(name) for name in names)
+    return [
+        match[0] for match in matches if match and int(match[1]) in ended and match[0] not in kept
+    ]
+
+
+def open_checkpoints(
+    opened: OpenedStudy, root: Path, place: str | None, to_write: bool = True
+) -> CheckpointDirectory:
+    """The study's checkpoints, in a place that all its workers share.
+
+    Args:
+        root: the directory for what a run makes.
+        place: another one for checkpoints alone: a folder, or `s3://bucket/prefix`.
+        to_write: whether it is not enough to read there.
+
+    Raises:
+        UserError, OSError: see `open_store`.
+    """
+    folder = opened.directory(root)
+    if place is None:
+        return CheckpointDirectory(Folder(folder / "checkpoints"))
+    return CheckpointDirectory(open_store(place, folder.name, to_write))

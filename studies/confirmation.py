@@ -30,11 +30,20 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class TestResult:
-    """Accuracy on the test images, in [0, 1], over the seeds that did not diverge."""
+    """Accuracy on the test images, in [0, 1], over the seeds whose weights are there."""
 
     mean: float
     std: float | None
     seeds: int
+    lost: int = 0
+    """Seeds that did not diverge, but whose weights are damaged or gone."""
+
+    def out_of(self, seeds: int) -> str:
+        """What became of so many seeds, or nothing if all have their weights."""
+        diverged = seeds - self.seeds - self.lost
+        reasons = [f"{diverged} diverged"] if diverged else []
+        reasons += [f"the weights of {self.lost} are lost"] if self.lost else []
+        return "; ".join([f"{self.seeds} of {seeds} seeds", *reasons]) if reasons else ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from data.errors import UserError
+from data.weights import packed
+from studies.confirmation import TestResult
 
 FILES = {"model.safetensors", "trial.json", "README.md"}
 
@@ -45,13 +46,12 @@ def write_export(output: Path, weights: Mapping[str, Tensor], description: dict[
     except OSError as error:
         raise UserError(f"{output}: cannot be written ({error.strerror})") from error
     try:
-        contiguous = {name: tensor.contiguous() for name, tensor in weights.items()}
-        save_file(contiguous, temporary / "model.safetensors", metadata={"format": "pt"})
+        (temporary / "model.safetensors").write_bytes(packed(weights, {}))
         (temporary / "trial.json").write_text(json.dumps(description, indent=2) + "\n")
         (temporary / "README.md").write_text(readme(description, output.name))
         temporary.chmod(0o755)
         for file in temporary.iterdir():
-            file.chmod(0o644)  # As the checkpoints: safetensors lets nobody else read its own.
+            file.chmod(0o644)  # As the checkpoints.
             _sync(file)
         _replace(output, temporary)
     except OSError as error:
@@ -124,9 +124,8 @@ def readme(description: Mapping[str, Any], name: str) -> str:
         over = f"mean of {seeds} seeds" if seeds > 1 else "1 seed"
         lost = f", {diverged} diverged and counted as 0" if diverged else ""
         lines.append(f"| validation, {over}{lost} | {confirmed['winner']['mean']:.2%} |")
-        if test_of_all and diverged:
-            over = f"{test_of_all['seeds']} of {seeds} seeds; {diverged} diverged"
         if test_of_all:
+            over = TestResult(**test_of_all).out_of(seeds) or over
             lines.append(f"| test, {over} | {test_of_all['mean']:.2%} |")
     lines += ["", "## Parameters", "", "| | |", "|---|---|"]
     lines += [f"| {key} | {value} |" for key, value in description["parameters"].items()]
@@ -154,7 +153,7 @@ def readme(description: Mapping[str, Any], name: str) -> str:
         "",
         "## Files",
         "",
-        "- `model.safetensors`: the weights, with the names of the PyTorch modules.",
+        "- `model.safetensors`: the weights, with the names of the PyTorch modules, and a digest.",
         "- `trial.json`: parameters, seed, accuracies, data set with its digest and "
         "normalisation, versions.",
         "",

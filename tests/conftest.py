@@ -17,6 +17,7 @@ import pytest
 import sqlalchemy
 
 from studies.ownership import OwnedStorage
+from tests.s3 import new_bucket, s3_server
 
 HPSEARCH = Path(sys.executable).parent / "hpsearch"
 
@@ -96,6 +97,19 @@ def storage_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path / 'test.db'}"
     url: str = request.getfixturevalue("postgres_url")
     return url
+
+
+@pytest.fixture(scope="session")
+def s3_url() -> Iterator[str]:
+    """The URL of a server that speaks S3."""
+    with s3_server() as (_, url):
+        yield url
+
+
+@pytest.fixture
+def s3_bucket(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A new, empty bucket, `s3://NAME`; this process and its children find it by boto3's ways."""
+    return new_bucket(s3_url, monkeypatch)
 
 
 @pytest.fixture(scope="session")

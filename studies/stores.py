@@ -1,0 +1,204 @@
+"""Where the checkpoints of a study lie: in a folder, or in a bucket of an S3-compatible storage."""
+
+import errno
+import io
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from data.errors import UserError
+from data.files import write_whole
+
+if TYPE_CHECKING:
+    from optuna.artifacts import Boto3ArtifactStore
+
+OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+S3_LOCATION = re.compile(r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(?P<prefix>.*))?")
+S3_CONNECT_SECONDS = 5
+S3_READ_SECONDS = 20
+S3_ATTEMPTS = 3
+
+
+class Store(Protocol):
+    """Contents by name. Each appears whole or not at all.
+
+    Every method but `location` raises OSError if it cannot do it; its `filename` says where, its
+    `strerror` why.
+    """
+
+    def location(self, name: str) -> str:
+        """Where it is, for people."""
+
+    def names(self) -> list[str]:
+        """Of all that is there, in no order; none if there is no such place yet."""
+
+    def read(self, name: str) -> bytes:
+        """
+        Raises:
+            FileNotFoundError: there is nothing of that name.
+        """
+
+    def write(self, name: str, content: bytes | memoryview) -> None:
+        """In place of what has that name; if it cannot be written, that is left as it was."""
+
+    def remove(self, name: str) -> None:
+        """Nothing, if another process was faster."""
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A folder, made when it is written to; all machines with workers of the study share it."""
+
+    path: Path
+
+    def location(self, name: str) -> str:
+        return str(self.path / name)
+
+    def names(self) -> list[str]:
+        return os.listdir(self.path) if self.path.is_dir() else []
+
+    def read(self, name: str) -> bytes:
+        return (self.path / name).read_bytes()
+
+    def write(self, name: str, content: bytes | memoryview) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_whole(self.path / name, content)
+        except OSError as error:
+            reason = error.strerror
+            if error.errno in OUT_OF_SPACE:
+                free = shutil.disk_usage(_existing(self.path)).free
+                reason = f"{reason}: {megabytes(free)} free, {megabytes(len(content))} needed"
+            raise OSError(error.errno, reason, self.location(name)) from error
+
+    def remove(self, name: str) -> None:
+        (self.path / name).unlink(missing_ok=True)
+
+
+def _existing(path: Path) -> Path:
+    return next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+
+
+def megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """What begins with `prefix` in a bucket, through Optuna's artifact store for S3."""
+
+    artifacts: "Boto3ArtifactStore"
+    prefix: str
+    """Ends in a slash."""
+
+    def location(self, name: str) -> str:
+        return f"s3://{self.artifacts.bucket}/{self.prefix}{name}"
+
+    def names(self) -> list[str]:
+        with self._as_os_error(""):
+            pages = self.artifacts.client.get_paginator("list_objects_v2").paginate(
+                Bucket=self.artifacts.bucket, Prefix=self.prefix
+            )
+            keys = [item["Key"] for page in pages for item in page.get("Contents", ())]
+        return [key.removeprefix(self.prefix) for key in keys]
+
+    def read(self, name: str) -> bytes:
+        with self._as_os_error(name):
+            return self.artifacts.open_reader(self.prefix + name).read()
+
+    def write(self, name: str, content: bytes | memoryview) -> None:
+        with self._as_os_error(name):
+            self.artifacts.write(self.prefix + name, io.BytesIO(content))
+
+    def remove(self, name: str) -> None:
+        with self._as_os_error(name):
+            self.artifacts.remove(self.prefix + name)
+
+    @contextmanager
+    def _as_os_error(self, name: str) -> Iterator[None]:
+        from botocore.exceptions import BotoCoreError, ClientError
+        from optuna.artifacts.exceptions import ArtifactNotFound
+
+        try:
+            yield
+        except ArtifactNotFound as error:
+            missing = os.strerror(errno.ENOENT)
+            raise FileNotFoundError(errno.ENOENT, missing, self.location(name)) from error
+        except (BotoCoreError, ClientError) as error:
+            reason = " ".join(str(error).split())
+            raise OSError(errno.EIO, reason, self.location(name)) from error
+
+
+def open_store(place: str, study: str, to_write: bool) -> Store:
+    """Where the checkpoints of one study are, below the place that all its workers share.
+
+    Args:
+        place: a folder, or `s3://bucket/prefix`.
+        study: a name that no other study has.
+        to_write: whether it is not enough to read there.
+
+    Raises:
+        UserError: there is no such bucket, or it may not be used.
+        OSError: the place cannot be reached at the moment.
+    """
+    if "://" not in place:
+        return Folder(Path(place) / study)
+    match = S3_LOCATION.fullmatch(place)
+    if not match:
+        # It is not shown: there might be a password in it.
+        raise UserError("--checkpoints: write s3://bucket/prefix, or the path of a folder")
+    prefix = (match["prefix"] or "").strip("/")
+    bucket = Bucket(_artifacts(match["bucket"]), f"{prefix}/{study}/".lstrip("/"))
+    try:
+        bucket.names()
+        if to_write:
+            bucket.write("writable", b"")
+            bucket.remove("writable")
+    except OSError as error:
+        if _will_pass(error.__cause__):
+            raise
+        raise UserError(
+            f"--checkpoints {place}: {error.strerror}; the bucket has to exist, and boto3 to find "
+            "credentials for it, in the environment (AWS_ACCESS_KEY_ID, …) or in ~/.aws"
+        ) from error
+    return bucket
+
+
+def _artifacts(bucket: str) -> "Boto3ArtifactStore":
+    try:
+        import boto3
+        from botocore.config import Config
+        from botocore.exceptions import BotoCoreError
+    except ImportError as error:
+        raise UserError(
+            "--checkpoints: for S3, boto3 is needed: pip install 'hpsearch[s3]'"
+        ) from error
+    from optuna.artifacts import Boto3ArtifactStore
+
+    config = Config(
+        connect_timeout=S3_CONNECT_SECONDS,
+        read_timeout=S3_READ_SECONDS,
+        retries={"mode": "standard", "total_max_attempts": S3_ATTEMPTS},
+    )
+    try:
+        client = boto3.Session().client("s3", config=config)
+    except (BotoCoreError, ValueError) as error:  # A profile, a region, an endpoint's URL.
+        raise UserError(f"--checkpoints: {' '.join(str(error).split())}") from error
+    # What is written is in memory already.
+    return Boto3ArtifactStore(bucket, client, avoid_buf_copy=True)
+
+
+def _will_pass(error: Any) -> bool:
+    """Whether an error of S3 says nothing about the bucket or the credentials."""
+    from botocore.exceptions import ClientError, ConnectionError, HTTPClientError
+
+    if isinstance(error, ClientError):
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        return bool(status >= 500 or status == 429)
+    return isinstance(error, ConnectionError | HTTPClientError)
