@@ -14,7 +14,7 @@ from pathlib import Path
 import boto3
 import pytest
 
-SECRET = "wJalrXUtnFEMI-a-secret-that-nobody-shows"
+KEY, SECRET = "AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI-a-secret-that-nobody-shows"
 PAGE = 10
 """So many names are listed in one answer; of AWS, 1000."""
 MOTO_SERVER = Path(sys.executable).parent / "moto_server"
@@ -24,7 +24,7 @@ MOTO_SERVER = Path(sys.executable).parent / "moto_server"
 def s3_server() -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """The process and its URL; it takes any credentials, and forgets all when it ends."""
     with tempfile.NamedTemporaryFile() as log:
-        command = [MOTO_SERVER, "-H", "127.0.0.1", "-p", "0"]
+        command = [str(MOTO_SERVER), "-H", "127.0.0.1", "-p", "0"]
         pages = {"MOTO_S3_DEFAULT_MAX_KEYS": str(PAGE)}
         process = subprocess.Popen(command, env={**os.environ, **pages}, stdout=log, stderr=log)
         try:
@@ -42,7 +42,7 @@ def s3_server() -> Iterator[tuple[subprocess.Popen[bytes], str]]:
 def new_bucket(url: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """An empty bucket, `s3://NAME`, and the environment in which boto3 finds it."""
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", url)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAIOSFODNN7EXAMPLE")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     # Of the machine that runs the tests, nothing.
@@ -50,5 +50,7 @@ def new_bucket(url: str, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     name = f"test-{uuid.uuid4().hex[:12]}"
-    boto3.Session().client("s3").create_bucket(Bucket=name)
+    boto3.client(
+        "s3", endpoint_url=url, aws_access_key_id=KEY, aws_secret_access_key=SECRET
+    ).create_bucket(Bucket=name)
     return f"s3://{name}"

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torchvision.utils import save_image
 
 from data.dataset import CIFAR10_NORMALISATION
 from data.errors import UserError
+from data.weights import packed
 from model.evaluate import normalise
 from model.exported import load
 from model.resnet import ResNet
@@ -20,7 +21,7 @@ def folder(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     folder = tmp_path / "best"
     folder.mkdir()
-    save_file(ResNet(2, width=4).state_dict(), folder / "model.safetensors")
+    (folder / "model.safetensors").write_bytes(packed(ResNet(2, width=4).state_dict(), {}))
     description = {
         "parameters": {"width": 4, "optimizer": "sgd"},
         "data": {"classes": ["cat", "dog"], "normalisation": asdict(CIFAR10_NORMALISATION)},
@@ -75,9 +76,12 @@ def test_a_folder_that_is_not_an_export_is_named(folder: Path, missing: str) -> 
         load(folder)
 
 
-def test_damaged_weights_are_named(folder: Path) -> None:
+@pytest.mark.parametrize("cut", [0, 10])
+def test_damaged_weights_are_named(folder: Path, cut: int) -> None:
     weights = folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-10])
+    content = bytearray(weights.read_bytes())
+    content[-1000] ^= 1
+    weights.write_bytes(content[: len(content) - cut])
     with pytest.raises(UserError, match="best: a damaged export"):
         load(folder)
 
@@ -91,7 +95,7 @@ def test_a_damaged_description_is_named(folder: Path, text: str) -> None:
 
 
 def test_weights_of_another_network_are_refused(folder: Path) -> None:
-    save_file(ResNet(2, width=8).state_dict(), folder / "model.safetensors")
+    (folder / "model.safetensors").write_bytes(packed(ResNet(2, width=8).state_dict(), {}))
     with pytest.raises(UserError, match="best: a damaged export"):
         load(folder)
 

@@ -19,13 +19,13 @@ from search.prepare import Prepared, create_from_file
 from search.run import RunOptions
 from search.run_confirm import confirm_study, describe_confirmation
 from search.run_export import export_study
-from search.worker import checkpoint_directory
-from studies.checkpoints import Checkpoint, CheckpointDirectory, superfluous
+from studies.checkpoints import Checkpoint, CheckpointDirectory, superfluous, weights_name
 from studies.config import TrialSettings, load_study_file
 from studies.confirmation import Confirmation, confirmation_of
 from studies.ownership import OwnedStorage
 from studies.results import CONFIRMS, DIVERGED, SEED, TrialRecord, record
 from studies.storage import open_storage
+from studies.stores import Folder
 from studies.study import OpenedStudy, create_or_continue, open_study, stored_config
 
 RATES = FloatDistribution(1e-4, 0.5, log=True)
@@ -138,7 +138,8 @@ def test_a_worker_of_a_smaller_confirmation_that_still_runs_removes_no_checkpoin
     for _ in range(12):
         larger.study.tell(larger.study.ask(), 0.5)
     records = [record(trial) for trial in larger.study.trials]
-    assert superfluous(set(range(12)), records, smaller.config.checkpoints.keep) == set()
+    keep = smaller.config.checkpoints.keep
+    assert superfluous(map(weights_name, range(12)), records, keep) == []
 
 
 def test_fewer_seeds_withdraw_what_an_interrupted_confirmation_left(
@@ -220,7 +221,7 @@ def test_an_objective_that_only_the_database_names_is_refused_before_its_import(
 ) -> None:
     own = load_study_file("quickstart", {"trial.objective": "nowhere:train"})
     create_or_continue(storage, own, "0" * 16, [])
-    options = RunOptions("hpsearch confirm", "quickstart", "sqlite:///a.db", tmp_path, 1, 1)
+    options = RunOptions("hpsearch confirm", "quickstart", "sqlite:///a.db", tmp_path, None, 1, 1)
     for trusted in (None, "elsewhere:train"):
         with pytest.raises(UserError, match="'nowhere:train', which only the database says"):
             confirm_study(storage, "quickstart", options, None, 1, 1, trusted)
@@ -241,7 +242,7 @@ def _ended(
     """
     retrainings = plan(searched.opened, top, seeds=len(values) // 2)
     confirming = prepare_confirmation(storage, searched, retrainings)
-    checkpoints = CheckpointDirectory(directory)
+    checkpoints = CheckpointDirectory(Folder(directory))
     weights = build_model(parse_hyperparameters({"width": 8}), 10).state_dict()
     for number, value in enumerate(values):
         trial = confirming.opened.study.ask()
@@ -341,6 +342,30 @@ def test_an_answer_that_was_given_is_kept(
     assert ask() == found
 
 
+def test_a_seed_whose_weights_are_damaged_is_left_out_on_the_test_images(
+    storage: OwnedStorage,
+    searched: Prepared,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("search.confirm.test_accuracy", lambda *_: 0.45)
+    ask = _ended(storage, searched, [0.6, 0.3, 0.5, 0.4, 0.4, None], tmp_path)
+    damaged = tmp_path / weights_name(2)
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    caplog.clear()
+    found = ask()
+    assert found.winner.trial == 2
+    assert found.test is not None
+    assert (found.test.seeds, found.test.lost) == (2, 1)
+    shown = describe_confirmation(found)
+    assert "(2 of 3 seeds; the weights of 1 are lost)\n" in shown
+    assert "(2 of 3 seeds; 1 diverged)" in shown
+    assert found.difference is None
+    (warning,) = caplog.messages
+    assert warning.startswith(f"{damaged}: a damaged checkpoint")
+
+
 def test_without_a_survivor_there_is_no_winner(
     storage: OwnedStorage, searched: Prepared, tmp_path: Path
 ) -> None:
@@ -360,13 +385,13 @@ def test_export_names_the_confirmed_trial_and_says_if_the_search_has_a_better_on
     monkeypatch.setattr("search.confirm.test_accuracy", lambda *_: 0.45)
     monkeypatch.setattr("search.export.accuracy", lambda *_: 0.5)
     confirming = prepare_confirmation(storage, searched, plan(searched.opened, top=1, seeds=1))
-    directory = checkpoint_directory(confirming.opened, data_cache).path
+    directory = confirming.opened.directory(data_cache) / "checkpoints"
     _ended(storage, searched, [0.5, 0.4], directory)()
 
     def export() -> str:
         caplog.clear()
         output = tmp_path / "best"
-        return describe(export_study(storage, "quickstart", data_cache, output, None))
+        return describe(export_study(storage, "quickstart", data_cache, None, output, None))
 
     confirmed = "confirmed: trial 2; of its retrainings the best, trial 0 of study "
     assert export().startswith(f"{confirmed}'quickstart-confirm', validation accuracy 50.00%")
@@ -381,6 +406,29 @@ def test_export_names_the_confirmed_trial_and_says_if_the_search_has_a_better_on
         "trial 5 ranks first in the search by now, but is not among the confirmed ones; to "
         "include it: hpsearch confirm quickstart"
     ]
+
+
+def test_of_a_damaged_winner_the_next_best_retraining_is_exported(
+    storage: OwnedStorage,
+    searched: Prepared,
+    data_cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("search.confirm.test_accuracy", lambda *_: 0.45)
+    monkeypatch.setattr("search.export.accuracy", lambda *_: 0.5)
+    confirming = prepare_confirmation(storage, searched, plan(searched.opened, top=1, seeds=2))
+    directory = confirming.opened.directory(data_cache) / "checkpoints"
+    # The notebook's, second and fourth, is better than the third, but has not won.
+    _ended(storage, searched, [0.9, 0.6, 0.5, 0.7], directory)()
+    (directory / weights_name(0)).write_bytes(b"")
+    exported = export_study(storage, "quickstart", data_cache, None, tmp_path / "best", None)
+    assert (exported.best.number, exported.instead_of) == (2, 0)
+    assert "of its retrainings the best whose weights are not lost, trial 2 of" in describe(
+        exported
+    )
+    assert f"{directory / weights_name(0)}: a damaged checkpoint" in caplog.text
 
 
 def test_the_interval_of_a_difference_is_welchs() -> None:

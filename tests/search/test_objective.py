@@ -17,6 +17,7 @@ from search.stop import StopRequest
 from studies.checkpoints import Checkpoint, CheckpointDirectory, Resumable
 from studies.patience import Patience
 from studies.results import BEST_EPOCH, IMAGES_PER_SECOND
+from studies.stores import Folder
 
 EPOCHS = 4
 
@@ -29,7 +30,7 @@ def context(data_cache: Path) -> TrialContext:
 
 @pytest.fixture
 def checkpoints(tmp_path: Path) -> CheckpointDirectory:
-    return CheckpointDirectory(tmp_path)
+    return CheckpointDirectory(Folder(tmp_path))
 
 
 def epochs(*accuracies: float) -> Objective:
@@ -281,7 +282,7 @@ def test_a_full_disk_does_not_end_the_trial(
     context: TrialContext, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").touch()
-    file = CheckpointDirectory(tmp_path / "file")
+    file = CheckpointDirectory(Folder(tmp_path / "file"))
     _, outcome = run(resumable(0.1, 0.2, 0.3, 0.4), context, file)
     assert outcome.end is End.COMPLETE
     assert "the checkpoint" in caplog.text

@@ -17,7 +17,8 @@ from search.prepare import first_trials
 from search.sampler import CurveGPSampler
 from search.stop import StopRequest
 from search.warm import EARLIER_TRIALS
-from search.worker import Worker, checkpoint_directory
+from search.worker import Worker
+from studies.checkpoints import open_checkpoints
 from studies.config import load_study_file
 from studies.ownership import OwnedStorage
 from studies.patience import Patience
@@ -49,7 +50,7 @@ def make_worker(
         objective=poor,
         data=split_for_training(dataset, 0.1, 0),
         device=torch.device("cpu"),
-        checkpoints=checkpoint_directory(opened, tmp_path),
+        checkpoints=open_checkpoints(opened, tmp_path, None),
         stop=StopRequest(),
         patience=Patience(0),
         lost_trials=LostTrials(opened, storage),
@@ -91,11 +92,11 @@ def test_what_a_trial_needs_to_go_on_is_there_until_it_has_ended(
         make_worker(storage, tmp_path, data_cache, {}), objective=interrupted, stop=stop
     )
     worker.work()
-    (state,) = worker.checkpoints.path.glob("*.state")
-    assert state.name == "trial-00000.state"
+    newest_and_before = {"trial-00000-epoch-00002.state", "trial-00000-epoch-00003.state"}
+    assert set(worker.checkpoints.store.names()) == {"trial-00000.safetensors", *newest_and_before}
     replace(worker, stop=StopRequest()).work()
     assert {trial.state for trial in worker.opened.study.trials} == {TrialState.COMPLETE}
-    assert list(worker.checkpoints.path.glob("*.state")) == []
+    assert all(name.endswith(".safetensors") for name in worker.checkpoints.store.names())
 
 
 def test_the_sampler_weighs_the_trials_of_the_study_that_this_one_started_from(

@@ -1,4 +1,5 @@
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from data.errors import UserError
 from studies.checkpoints import Checkpoint, CheckpointDirectory, Resumable, superfluous
 from studies.results import TrialRecord
+from studies.stores import Folder, open_store
 
 WEIGHTS = {"a": torch.arange(6.0).reshape(2, 3), "steps": torch.tensor(7)}
 
@@ -15,8 +17,16 @@ def finished(number: int, state: str, value: float) -> TrialRecord:
     return TrialRecord(number, state, {}, (value,), value, None, None, None, None, 1.0)
 
 
-def test_weights_come_back_as_they_were(tmp_path: Path) -> None:
-    directory = CheckpointDirectory(tmp_path / "new")
+@pytest.fixture(params=["folder", "s3"])
+def directory(request: pytest.FixtureRequest, tmp_path: Path) -> CheckpointDirectory:
+    """In a folder that is not there yet, and in a bucket."""
+    if request.param == "folder":
+        return CheckpointDirectory(Folder(tmp_path / "new"))
+    bucket: str = request.getfixturevalue("s3_bucket")
+    return CheckpointDirectory(open_store(bucket, "flowers", to_write=True))
+
+
+def test_weights_come_back_as_they_were(directory: CheckpointDirectory) -> None:
     channels_last = torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last)
     directory.save(3, Checkpoint({**WEIGHTS, "c": channels_last}, 7, 0.1 + 0.2))
     loaded = directory.load(3)
@@ -26,18 +36,17 @@ def test_weights_come_back_as_they_were(tmp_path: Path) -> None:
     assert torch.equal(loaded.weights["c"], channels_last)
 
 
-def test_a_better_epoch_replaces_the_earlier_one(tmp_path: Path) -> None:
-    directory = CheckpointDirectory(tmp_path)
+def test_a_better_epoch_replaces_the_earlier_one(directory: CheckpointDirectory) -> None:
     directory.save(3, Checkpoint(WEIGHTS, 1, 0.1))
     directory.save(3, Checkpoint(WEIGHTS, 2, 0.2))
     assert directory.load(3).epoch == 2
-    assert len(list(tmp_path.iterdir())) == 1
+    assert directory.store.names() == ["trial-00003.safetensors"]
 
 
 def test_an_earlier_checkpoint_survives_a_failed_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    directory = CheckpointDirectory(tmp_path)
+    directory = CheckpointDirectory(Folder(tmp_path))
     directory.save(3, Checkpoint(WEIGHTS, 1, 0.1))
 
     def full(_: int) -> None:
@@ -50,8 +59,7 @@ def test_an_earlier_checkpoint_survives_a_failed_write(
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_state_comes_back_as_it_was_until_it_is_removed(tmp_path: Path) -> None:
-    directory = CheckpointDirectory(tmp_path / "new")
+def test_a_state_comes_back_as_it_was(directory: CheckpointDirectory) -> None:
     assert directory.load_state(3) is None
     state = {"epoch": 2, "model": WEIGHTS, "groups": [{"lr": 0.1, "betas": (0.9, 0.99)}]}
     directory.save_state(3, Resumable((0.1 + 0.2, 0.4), state))
@@ -60,68 +68,180 @@ def test_a_state_comes_back_as_it_was_until_it_is_removed(tmp_path: Path) -> Non
     assert loaded.accuracies == (0.1 + 0.2, 0.4)
     assert torch.equal(loaded.state["model"]["a"], WEIGHTS["a"])
     assert loaded.state["groups"] == state["groups"]
-    directory.remove_states([3, 4])
-    assert directory.load_state(3) is None
+    assert directory.load_state(4) is None
 
 
-@pytest.mark.parametrize("damage", ["cut", "changed", "empty", "another"])
-def test_a_damaged_state_is_none(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
+def save_states(directory: CheckpointDirectory, trial: int, *epochs: int) -> None:
+    for epoch in epochs:
+        directory.save_state(trial, Resumable((0.5,) * epoch, {"model": torch.arange(1000.0)}))
+
+
+def test_of_the_states_the_newest_and_the_one_before_are_kept(
+    directory: CheckpointDirectory,
 ) -> None:
-    directory = CheckpointDirectory(tmp_path)
-    directory.save_state(3, Resumable((0.5,), {"model": torch.arange(1000.0)}))
-    (file,) = tmp_path.iterdir()
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    changed = {"cut": content[:-500], "changed": content, "empty": b"", "another": b"x" * 5000}
-    file.write_bytes(bytes(changed[damage]))
+    save_states(directory, 3, 1, 2, 3, 4)
+    save_states(directory, 4, 1)
+    assert sorted(directory.store.names()) == [
+        "trial-00003-epoch-00003.state",
+        "trial-00003-epoch-00004.state",
+        "trial-00004-epoch-00001.state",
+    ]
+
+
+def test_states_of_an_attempt_that_was_begun_anew_go(directory: CheckpointDirectory) -> None:
+    save_states(directory, 3, 7, 8, 1)
+    assert directory.store.names() == ["trial-00003-epoch-00001.state"]
+    loaded = directory.load_state(3)
+    assert loaded is not None
+    assert len(loaded.accuracies) == 1
+
+
+def flipped(content: bytes, place: int) -> bytes:
+    changed = bytearray(content)
+    changed[place] ^= 1
+    return bytes(changed)
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "cut": lambda content: content[:-500],
+    "cut early": lambda content: content[:20],
+    "empty": lambda _: b"",
+    "another": lambda _: b"x" * 5000,
+    "longer": lambda content: content + b"x",
+    "zeros": lambda content: bytes(len(content)),
+    "first bit": lambda content: flipped(content, 0),
+    "eleventh byte": lambda content: flipped(content, 10),
+    "middle": lambda content: flipped(content, len(content) // 2),
+    "last": lambda content: flipped(content, -1),
+}
+each_damage = pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+
+
+def spoil(directory: CheckpointDirectory, name: str, damage: Callable[[bytes], bytes]) -> None:
+    directory.store.write(name, damage(directory.store.read(name)))
+
+
+@each_damage
+def test_of_a_damaged_state_the_one_before_is_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: Callable[[bytes], bytes]
+) -> None:
+    directory = CheckpointDirectory(Folder(tmp_path))
+    save_states(directory, 3, 1, 2, 3)
+    newest, before = "trial-00003-epoch-00003.state", "trial-00003-epoch-00002.state"
+    spoil(directory, newest, damage)
+    loaded = directory.load_state(3)
+    assert loaded is not None
+    assert len(loaded.accuracies) == 2
+    assert caplog.messages == [
+        f"trial 3: its state after epoch 3 cannot be used: {tmp_path / newest}: its digest does "
+        "not fit"
+    ]
+    caplog.clear()
+    spoil(directory, before, damage)
     assert directory.load_state(3) is None
-    assert f"trial 3 begins anew: {file}: it is damaged" in caplog.text
+    assert len(caplog.messages) == 3
+    assert caplog.messages[-1] == "trial 3 begins anew: no state of it can be used"
+    save_states(directory, 3, 1)
+    assert directory.store.names() == ["trial-00003-epoch-00001.state"]
 
 
-def test_a_damaged_or_missing_checkpoint_is_named(tmp_path: Path) -> None:
-    directory = CheckpointDirectory(tmp_path)
-    with pytest.raises(UserError, match=r"trial-00003.safetensors: no checkpoint of trial 3"):
+def test_a_damaged_state_in_s3_is_found_as_well(s3_bucket: str) -> None:
+    directory = CheckpointDirectory(open_store(s3_bucket, "flowers", to_write=True))
+    save_states(directory, 3, 1, 2)
+    spoil(directory, "trial-00003-epoch-00002.state", DAMAGES["middle"])
+    loaded = directory.load_state(3)
+    assert loaded is not None
+    assert len(loaded.accuracies) == 1
+
+
+@pytest.mark.parametrize("name", ["trial-00004-epoch-00002.state", "trial-00003-epoch-00001.state"])
+def test_a_state_of_another_trial_or_epoch_is_not_taken_for_this_one(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = CheckpointDirectory(Folder(tmp_path))
+    save_states(directory, 3, 2)
+    (tmp_path / "trial-00003-epoch-00002.state").rename(tmp_path / name)
+    assert directory.load_state(int(name[6:11])) is None
+    assert "it is of trial 3, epoch 2" in caplog.text
+
+
+@each_damage
+def test_damaged_weights_are_named(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    directory = CheckpointDirectory(Folder(tmp_path))
+    directory.save(3, Checkpoint({**WEIGHTS, "b": torch.arange(1000.0)}, 1, 0.1))
+    assert directory.accuracy_of(3, 0.1) == 0.1
+    spoil(directory, "trial-00003.safetensors", damage)
+    with pytest.raises(UserError, match=r"trial-00003.safetensors: a damaged checkpoint \(its"):
         directory.load(3)
+    assert directory.accuracy_of(3, 0.1) == -1
+
+
+def test_no_changed_bit_of_a_checkpoint_goes_unnoticed(tmp_path: Path) -> None:
+    directory = CheckpointDirectory(Folder(tmp_path))
     directory.save(3, Checkpoint(WEIGHTS, 1, 0.1))
-    content = directory.file(3).read_bytes()
-    directory.file(3).write_bytes(content[:-5])
-    with pytest.raises(UserError, match="damaged"):
+    content = directory.store.read("trial-00003.safetensors")
+    for place in range(len(content)):
+        directory.store.write("trial-00003.safetensors", flipped(content, place))
+        with pytest.raises(UserError, match="damaged"):
+            directory.load(3)
+
+
+def test_a_missing_checkpoint_is_named(directory: CheckpointDirectory) -> None:
+    with pytest.raises(UserError, match=r"trial-00003.safetensors: no checkpoint of trial 3"):
         directory.load(3)
 
 
 def test_a_checkpoint_of_another_trial_is_not_taken_for_this_one(tmp_path: Path) -> None:
-    directory = CheckpointDirectory(tmp_path)
+    directory = CheckpointDirectory(Folder(tmp_path))
     directory.save(3, Checkpoint(WEIGHTS, 1, 0.1))
-    directory.file(3).rename(directory.file(4))
+    (tmp_path / "trial-00003.safetensors").rename(tmp_path / "trial-00004.safetensors")
     with pytest.raises(UserError, match="it is of trial 3"):
         directory.load(4)
 
 
-def test_only_the_best_complete_and_the_unfinished_are_kept() -> None:
-    records = [
-        finished(0, "complete", 0.5),
-        finished(1, "complete", 0.9),
-        finished(2, "complete", 0.7),
-        finished(3, "pruned", 0.95),
-        finished(4, "running", 0.1),
-        finished(5, "failed", 0.99),
-        finished(6, "waiting", 0.3),
-    ]
+RECORDS = [
+    finished(0, "complete", 0.5),
+    finished(1, "complete", 0.9),
+    finished(2, "complete", 0.7),
+    finished(3, "pruned", 0.95),
+    finished(4, "running", 0.1),
+    finished(5, "failed", 0.99),
+    finished(6, "waiting", 0.3),
+]
+
+
+def test_only_the_weights_of_the_best_complete_and_of_the_unfinished_are_kept() -> None:
     begun_since = 7
-    present = {0, 1, 2, 3, 4, 5, 6, begun_since}
-    assert superfluous(present, records, keep=2) == {0, 3, 5}
+    present = {number: f"trial-0000{number}.safetensors" for number in range(begun_since + 1)}
+    assert superfluous(present.values(), RECORDS, keep=2) == [present[0], present[3], present[5]]
 
 
-def test_removing_what_another_worker_removed_is_no_error(tmp_path: Path) -> None:
-    directory = CheckpointDirectory(tmp_path)
-    directory.save(1, Checkpoint(WEIGHTS, 1, 0.1))
-    directory.remove({1, 2})
-    assert directory.trial_numbers() == set()
+def test_states_and_left_overs_are_kept_until_their_trial_has_ended() -> None:
+    def of(number: int) -> list[str]:
+        return [
+            f"trial-0000{number}-epoch-00002.state",
+            f".trial-0000{number}-epoch-00003.state-a_b1",
+            f".trial-0000{number}.safetensors-x",
+        ]
+
+    names = [name for number in (1, 4, 6, 7) for name in of(number)]
+    assert superfluous(names, RECORDS, keep=2) == of(1)
 
 
-def test_other_files_are_not_taken_for_checkpoints(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").touch()
-    (tmp_path / ".trial-00001.safetensors-abc").touch()
-    assert CheckpointDirectory(tmp_path).trial_numbers() == set()
-    assert CheckpointDirectory(tmp_path / "absent").trial_numbers() == set()
+def test_what_is_not_ours_stays() -> None:
+    names = ["notes.txt", "trial-00003.safetensors.bak", "my-trial-00003.state", "trial-3.pt"]
+    assert superfluous(names, RECORDS, keep=1) == []
+
+
+def test_tidying_removes_what_is_of_no_more_use(directory: CheckpointDirectory) -> None:
+    for number in (0, 1, 4):
+        directory.save(number, Checkpoint(WEIGHTS, 1, 0.1))
+        save_states(directory, number, 1)
+    directory.tidy(RECORDS, keep=1)
+    directory.tidy(RECORDS, keep=1)
+    assert directory.trial_numbers() == {1, 4}
+    assert sorted(directory.store.names()) == [
+        "trial-00001.safetensors",
+        "trial-00004-epoch-00001.state",
+        "trial-00004.safetensors",
+    ]

@@ -70,31 +70,40 @@ def test_the_text_says_how_good_it_is_and_how_to_use_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seeds", "diverged", "on_validation", "on_test"),
+    ("seeds", "diverged", "lost", "on_validation", "on_test"),
     [
-        (1, 0, "validation, 1 seed", "test, 1 seed"),
-        (3, 0, "validation, mean of 3 seeds", "test, mean of 3 seeds"),
+        (1, 0, 0, "validation, 1 seed", "test, 1 seed"),
+        (3, 0, 0, "validation, mean of 3 seeds", "test, mean of 3 seeds"),
+        (
+            3,
+            0,
+            1,
+            "validation, mean of 3 seeds",
+            "test, 2 of 3 seeds; the weights of 1 are lost",
+        ),
         (
             3,
             1,
+            0,
             "validation, mean of 3 seeds, 1 diverged and counted as 0",
             "test, 2 of 3 seeds; 1 diverged",
         ),
         (
             2,
             1,
+            0,
             "validation, mean of 2 seeds, 1 diverged and counted as 0",
             "test, 1 of 2 seeds; 1 diverged",
         ),
     ],
 )
 def test_of_a_confirmed_model_the_text_says_over_how_many_seeds(
-    seeds: int, diverged: int, on_validation: str, on_test: str
+    seeds: int, diverged: int, lost: int, on_validation: str, on_test: str
 ) -> None:
     confirmation = {
         "seeds": seeds,
         "winner": {"mean": 0.65, "diverged": diverged},
-        "test": {"mean": 0.6, "seeds": seeds - diverged},
+        "test": {"mean": 0.6, "std": None, "seeds": seeds - diverged - lost, "lost": lost},
     }
     text = readme({**DESCRIPTION, "confirmation": confirmation}, "best")
     assert f"| {on_validation} | 65.00% |" in text

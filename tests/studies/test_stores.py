@@ -75,7 +75,7 @@ def test_a_missing_bucket_is_the_user_s_to_mend(s3_bucket: str) -> None:
 def test_so_are_missing_credentials(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    with pytest.raises(UserError, match="Unable to locate credentials; .*AWS_ACCESS_KEY_ID"):
+    with pytest.raises(UserError, match=r"Unable to locate credentials; .*AWS_ACCESS_KEY_ID"):
         open_store(s3_bucket, "flowers", to_write=False)
     monkeypatch.setenv("AWS_PROFILE", "nobody")
     with pytest.raises(UserError, match=r"profile \(nobody\) could not be found"):
@@ -158,7 +158,7 @@ def test_so_beyond_a_limit(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
     try:
-        with pytest.raises(OSError, match="File too large: .* MB free, 2.5 MB needed"):
+        with pytest.raises(OSError, match=r"File too large: .* MB free, 2\.5 MB needed"):
             store.write("a", bytes(2_500_000))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
