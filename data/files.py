@@ -5,6 +5,19 @@ import tempfile
 from pathlib import Path
 
 
+def nearest(path: Path) -> Path:
+    """`path`, or where it would be created: the nearest above it that exists."""
+    return next(place for place in (path, *path.absolute().parents) if place.exists())
+
+
+def unwritable(folder: Path) -> str | None:
+    """Why no file can be made in a folder, which need not exist yet; None if it can."""
+    place = nearest(folder)
+    if place.is_dir() and os.access(place, os.W_OK):
+        return None
+    return f"{place} is not a folder that can be written to"
+
+
 def write_whole(path: Path, content: bytes | memoryview) -> None:
     """Write `content` to `path`: beside it first, then synced to the disk, then renamed.
 

@@ -242,6 +242,6 @@ def open_checkpoints(
         UserError, OSError: see `open_store`.
     """
     folder = opened.directory(root)
-    if place is None:
+    if not place:
         return CheckpointDirectory(Folder(folder / "checkpoints"))
     return CheckpointDirectory(open_store(place, folder.name, to_write))

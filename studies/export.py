@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from data.errors import UserError
+from data.files import unwritable
 from data.weights import packed
 from studies.confirmation import TestResult
 
@@ -26,9 +27,9 @@ def check_output(output: Path) -> None:
     earlier = output.is_dir() and {file.name for file in output.iterdir()} <= FILES
     if not earlier and (output.exists() or output.is_symlink()):
         raise UserError(f"{output}: exists and is not an exported model; give another --output")
-    place = next(folder for folder in output.absolute().parents if folder.exists())
-    if not place.is_dir() or not os.access(place, os.W_OK):
-        raise UserError(f"{output}: {place} is not a folder that can be written to")
+    reason = unwritable(output.absolute().parent)
+    if reason:
+        raise UserError(f"{output}: {reason}")
 
 
 def write_export(output: Path, weights: Mapping[str, Tensor], description: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from data.errors import UserError
-from data.files import write_whole
+from data.files import nearest, unwritable, write_whole
 
 if TYPE_CHECKING:
     from optuna.artifacts import Boto3ArtifactStore
@@ -73,16 +73,12 @@ class Folder:
         except OSError as error:
             reason = error.strerror
             if error.errno in OUT_OF_SPACE:
-                free = shutil.disk_usage(_existing(self.path)).free
+                free = shutil.disk_usage(nearest(self.path)).free
                 reason = f"{reason}: {megabytes(free)} free, {megabytes(len(content))} needed"
             raise OSError(error.errno, reason, self.location(name)) from error
 
     def remove(self, name: str) -> None:
         (self.path / name).unlink(missing_ok=True)
-
-
-def _existing(path: Path) -> Path:
-    return next(folder for folder in (path, *path.absolute().parents) if folder.exists())
 
 
 def megabytes(size: int) -> str:
@@ -144,11 +140,15 @@ def open_store(place: str, study: str, to_write: bool) -> Store:
         to_write: whether it is not enough to read there.
 
     Raises:
-        UserError: there is no such bucket, or it may not be used.
+        UserError: there is no such bucket, or it or the folder may not be used.
         OSError: the place cannot be reached at the moment.
     """
     if "://" not in place:
-        return Folder(Path(place) / study)
+        folder = Path(place) / study
+        reason = unwritable(folder) if to_write else None
+        if reason:
+            raise UserError(f"--checkpoints {place}: {reason}")
+        return Folder(folder)
     match = S3_LOCATION.fullmatch(place)
     if not match:
         # It is not shown: there might be a password in it.

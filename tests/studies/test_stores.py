@@ -67,6 +67,14 @@ def test_a_place_that_is_none_is_not_repeated(place: str) -> None:
     assert "word" not in str(error.value)
 
 
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    place = str(tmp_path / "file" / "new")
+    with pytest.raises(UserError, match=f"^--checkpoints {place}: {tmp_path / 'file'} is not a f"):
+        open_store(place, "flowers", to_write=True)
+    assert open_store(place, "flowers", to_write=False).names() == []
+
+
 def test_a_missing_bucket_is_the_user_s_to_mend(s3_bucket: str) -> None:
     with pytest.raises(UserError, match=f"^--checkpoints {s3_bucket}-2/x: .*NoSuchBucket.* exist"):
         open_store(f"{s3_bucket}-2/x", "flowers", to_write=False)
