@@ -4,7 +4,7 @@ import os
 import re
 import resource
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,11 +16,12 @@ from data.errors import UserError
 from search.run import run_worker
 from studies.checkpoints import CheckpointDirectory, open_checkpoints, weights_name
 from studies.config import load_study_file
+from studies.patience import Patience
 from studies.storage import open_storage
 from studies.stores import Folder
 from studies.study import open_study
 from tests.s3 import SECRET, new_bucket, s3_server
-from tests.system.test_faults import HPSEARCH, Hpsearch, running
+from tests.system.test_faults import HPSEARCH, Hpsearch, forget_heartbeats, running
 
 # Lets no file be larger than 6 MB from one epoch on, as if the disk were full, and dies before
 # another. A state is of 8 MB.
@@ -83,12 +84,6 @@ def environment(tmp_path: Path, data_cache: Path) -> dict[str, str]:
     }
 
 
-def take_for_lost(environment: Mapping[str, str]) -> None:
-    """The running trials, as if nothing had been heard of their workers for long."""
-    with open_storage(environment["HPSEARCH_STORAGE"]).engine.begin() as connection:
-        connection.exec_driver_sql("UPDATE trial_heartbeats SET heartbeat = '2020-01-01 00:00:00'")
-
-
 def test_on_a_full_disk_a_trial_goes_on_and_can_be_resumed_from_its_last_whole_state(
     hpsearch: Hpsearch, study: Path, tmp_path: Path, environment: dict[str, str]
 ) -> None:
@@ -103,7 +98,7 @@ def test_on_a_full_disk_a_trial_goes_on_and_can_be_resumed_from_its_last_whole_s
     assert re.search(warning, killed.stderr)
     assert "Traceback" not in killed.stderr
 
-    take_for_lost(environment)
+    forget_heartbeats(open_storage(environment["HPSEARCH_STORAGE"]))
     resumed = hpsearch("worker", study, **environment, FILL_AT="5")
     assert resumed.returncode == 0, resumed.stderr
     assert "trial 0: goes on after epoch 2\n" in resumed.stderr
@@ -138,7 +133,7 @@ def test_a_search_goes_on_with_other_directories_and_the_same_bucket_and_past_da
     *_, before, newest = sorted(name for name in store.names() if name.endswith(".state"))
     damage(newest)
     damage(weights_name(0))
-    take_for_lost(environment)
+    forget_heartbeats(open_storage(environment["HPSEARCH_STORAGE"]))
     trials = ("--trials", 2, "--workers", 1)
     searched = hpsearch("run", study, *trials, **machine("two"))
     assert searched.returncode == 0, searched.stderr
@@ -168,7 +163,9 @@ def test_a_missing_bucket_is_told_before_anything_is_trained(
     storage = open_storage(f"sqlite:///{tmp_path / 'a.db'}", create=True)
     config, missing = load_study_file("quickstart"), f"{s3_bucket}-2"
     with pytest.raises(UserError, match=f"--checkpoints {missing}: .*NoSuchBucket"):
-        run_worker(config, "quickstart", storage, data_cache, missing, None, None)
+        run_worker(
+            config, "quickstart", storage, data_cache, missing, None, None, None, Patience(0), 0
+        )
     trials = open_study(storage, "quickstart").study.trials
     assert {trial.state for trial in trials} == {TrialState.WAITING}
 
