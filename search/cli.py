@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shlex
+import signal
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -492,6 +493,54 @@ def dashboard(
         serve(app, host, port, started)
     except OSError as error:
         raise UserError(f"{host}:{port}: {error.strerror}; give another --port") from error
+
+
+@app.command()
+def storage_proxy(
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 13000,
+    host: Annotated[
+        str,
+        typer.Option(
+            help="The address to listen on. Any but this machine's own needs a token. There is no "
+            "encryption: let it be in a private network, or reached through a tunnel."
+        ),
+    ] = "127.0.0.1",
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            envvar="HPSEARCH_PROXY_TOKEN_FILE",
+            help="A secret that workers must know too. They have it from the file that "
+            "HPSEARCH_PROXY_TOKEN_FILE names, or in HPSEARCH_PROXY_TOKEN, as this command may.",
+        ),
+    ] = None,
+    no_token: Annotated[
+        bool, typer.Option("--no-token", help="Let in everybody who reaches the address.")
+    ] = False,
+    storage: StorageOption = DEFAULT_STORAGE,
+) -> None:
+    """Speak to the database for many workers, which say --storage grpc://HOST:PORT.
+
+    It alone needs the database's password.
+    """
+    from studies.storage import open_database
+
+    database = open_database(storage, create=True)
+    try:
+        from studies.proxied import address, proxy_secret
+        from studies.proxy import is_of_this_machine, start, wait
+    except ImportError as error:
+        raise UserError("gRPC is not installed: pip install 'hpsearch[proxy]'") from error
+
+    secret = None if no_token else proxy_secret(token_file)
+    if secret is None and not no_token and not is_of_this_machine(host):
+        raise UserError(f"--host {host} needs --token-file, or --no-token if all there may write")
+    _log_to_terminal()
+
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    server, actual_port = start(database, host, port, secret)
+    print(f"grpc://{address(host, actual_port)} (Ctrl-C stops)", flush=True)
+    wait(server)
 
 
 @app.command()

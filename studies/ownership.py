@@ -15,12 +15,16 @@ import json
 import os
 import secrets
 import socket
+import threading
 import time
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
 import sqlalchemy
-from optuna.storages import RDBStorage
+from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages._rdb import models
 from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.trial import TrialState
@@ -46,58 +50,47 @@ class NotOwned(Exception):
     """Raised by a write to a trial that is no longer this worker's; nothing is written."""
 
 
-class OwnedStorage(RDBStorage):
-    """Optuna's storage in SQL, with trials that belong to whoever took them."""
+class OwnedStorage(BaseStorage):
+    """A storage of Optuna's with trials that belong to whoever took them.
 
-    def __init__(
-        self,
-        url: str,
-        engine_kwargs: dict[str, Any],
-        heartbeat_interval: int,
-        grace_period: int,
-    ) -> None:
+    Here is what a process knows of those that it has taken; where the trials are, is known to a
+    `DatabaseStorage`, or to one on another machine that a `ProxiedStorage` speaks to.
+    """
+
+    def __init__(self, stale_seconds: int) -> None:
+        """
+        Args:
+            stale_seconds: without a heartbeat for so long, a running trial is lost.
+        """
+        self._stale_seconds = stale_seconds
         self._tokens: dict[int, str] = {}  # By trial, of those that this process has taken.
-        self._stale_seconds = grace_period
         self._beats: dict[int, float] = {}  # By trial, when its last heartbeat was recorded.
-        super().__init__(
-            url,
-            engine_kwargs=engine_kwargs,
-            heartbeat_interval=heartbeat_interval,
-            grace_period=grace_period,
-        )
 
     def take(self, trial_id: int) -> bool:
         """Make a waiting trial this process's own: True for one process alone.
 
         Called again after the connection was lost, it finds out whether the trial was taken.
         """
-        token = f"{worker_name(os.getpid())}-{secrets.token_hex(4)}"
         started = _now()
-        with _create_scoped_session(self.scoped_session) as session:
-            trial = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
-            if self.may_have_taken(trial_id) and trial.state == TrialState.RUNNING:
-                taken = bool(self._owner(session, trial_id) == self._tokens[trial_id])
-            else:
-                taken = bool(trial.state == TrialState.WAITING)
-                if taken:
-                    # It may have been ours before.
-                    self._tokens.pop(trial_id, None)
-                    self._beats.pop(trial_id, None)
-                    trial.state = TrialState.RUNNING
-                    trial.datetime_start = datetime.now()
-                    self._set(session, trial_id, OWNER, token)
-                    heartbeat = models.TrialHeartbeatModel.where_trial_id(trial_id, session, True)
-                    if heartbeat is None:
-                        session.add(models.TrialHeartbeatModel(trial_id=trial_id))
-                    else:
-                        heartbeat.heartbeat = session.execute(sqlalchemy.func.now()).scalar()
-                    # Before the end, at which the connection may be lost.
-                    self._tokens[trial_id] = token
-        if taken:
-            self._beats[trial_id] = started
-        elif self.may_have_taken(trial_id):
+        if self.may_have_taken(trial_id):
+            if self.beat(trial_id, self._tokens[trial_id]):
+                self._beats[trial_id] = started
+                return True
             del self._tokens[trial_id]
-        return taken
+        token = f"{worker_name(os.getpid())}-{secrets.token_hex(4)}"
+        before = self._tokens.pop(trial_id, None)  # It may have been ours before.
+        try:
+            given = self.give(trial_id, token)
+        except Exception:
+            # The connection may have been lost when it had been given.
+            self._tokens[trial_id] = token
+            self._beats.pop(trial_id, None)
+            raise
+        if given:
+            self._tokens[trial_id], self._beats[trial_id] = token, started
+        elif before is not None:
+            self._tokens[trial_id] = before
+        return given
 
     def may_have_taken(self, trial_id: int) -> bool:
         """Whether the connection was lost while this process took the trial."""
@@ -120,11 +113,40 @@ class OwnedStorage(RDBStorage):
         self.set_trial_state_values(trial_id, TrialState.WAITING)
         self._tokens.pop(trial_id, None)
 
+    def take_back(self, study_id: int, worker: str, most_losses: int, reason: str) -> None:
+        """Take away every trial of a worker that has died; see `take_away`."""
+        running = (TrialState.RUNNING,)
+        for trial in self.get_all_trials(study_id, deepcopy=False, states=running):
+            owner = trial.user_attrs.get(OWNER)
+            if owner and owner.startswith(f"{worker}-"):
+                self.take_away(trial._trial_id, owner, most_losses, reason)
+
+    def record_heartbeat(self, trial_id: int) -> None:
+        """Of a trial that is still ours; of another's, nothing is recorded."""
+        started = _now()
+        if self.beat(trial_id, self._tokens.get(trial_id)):
+            self._beats[trial_id] = started
+
+    @abstractmethod
+    def give(self, trial_id: int, token: str) -> bool:
+        """Make a waiting trial that of who has this token; False if it is not waiting."""
+
+    @abstractmethod
     def owner(self, trial_id: int) -> str | None:
         """The token of who has this trial; None if nobody."""
-        with _create_scoped_session(self.scoped_session) as session:
-            return self._owner(session, trial_id)
 
+    @abstractmethod
+    def beat(self, trial_id: int, token: str | None) -> bool:
+        """Record a heartbeat of a trial, unless it is not that of who has this token.
+
+        Args:
+            token: None for whoever it is.
+
+        Returns:
+            Whether it was recorded.
+        """
+
+    @abstractmethod
     def take_away(self, trial_id: int, owner: str | None, most_losses: int, reason: str) -> bool:
         """Let any worker take a running trial whose own is lost; or fail it, if that is too often.
 
@@ -137,6 +159,71 @@ class OwnedStorage(RDBStorage):
         Returns:
             Whether it was taken away.
         """
+
+    @abstractmethod
+    def lost_trials(self, study_id: int) -> dict[int, str | None]:
+        """The running trials without a heartbeat for too long, by the database's clock.
+
+        Returns:
+            Trial to owner.
+        """
+
+
+class DatabaseStorage(OwnedStorage, RDBStorage):
+    """Optuna's storage in SQL, with trials that belong to whoever took them."""
+
+    def __init__(
+        self,
+        url: str,
+        engine_kwargs: dict[str, Any],
+        heartbeat_interval: int,
+        grace_period: int,
+    ) -> None:
+        OwnedStorage.__init__(self, grace_period)
+        self._caller = threading.local()
+        RDBStorage.__init__(
+            self,
+            url,
+            engine_kwargs=engine_kwargs,
+            heartbeat_interval=heartbeat_interval,
+            grace_period=grace_period,
+        )
+
+    @contextmanager
+    def on_behalf_of(self, token: str | None) -> Iterator[None]:
+        """Let this thread write as who has this token, or as nobody: a server, for a client."""
+        self._caller.token = token
+        try:
+            yield
+        finally:
+            self._caller.token = None
+
+    def give(self, trial_id: int, token: str) -> bool:
+        with _create_scoped_session(self.scoped_session) as session:
+            trial = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
+            if trial.state != TrialState.WAITING:
+                return False
+            trial.state = TrialState.RUNNING
+            trial.datetime_start = datetime.now()
+            self._set(session, trial_id, OWNER, token)
+            heartbeat = models.TrialHeartbeatModel.where_trial_id(trial_id, session, True)
+            if heartbeat is None:
+                session.add(models.TrialHeartbeatModel(trial_id=trial_id))
+            else:
+                heartbeat.heartbeat = session.execute(sqlalchemy.func.now()).scalar()
+        return True
+
+    def owner(self, trial_id: int) -> str | None:
+        with _create_scoped_session(self.scoped_session) as session:
+            return self._owner(session, trial_id)
+
+    def beat(self, trial_id: int, token: str | None) -> bool:
+        if token is not None and self.owner(trial_id) != token:
+            return False
+        RDBStorage.record_heartbeat(self, trial_id)
+        return True
+
+    def take_away(self, trial_id: int, owner: str | None, most_losses: int, reason: str) -> bool:
         with _create_scoped_session(self.scoped_session) as session:
             trial = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
             if trial.state != TrialState.RUNNING or self._owner(session, trial_id) != owner:
@@ -155,34 +242,13 @@ class OwnedStorage(RDBStorage):
                 trial.state = TrialState.WAITING
         return True
 
-    def take_back(self, study_id: int, worker: str, most_losses: int, reason: str) -> None:
-        """Take away every trial of a worker that has died; see `take_away`."""
-        running = (TrialState.RUNNING,)
-        for trial in self.get_all_trials(study_id, deepcopy=False, states=running):
-            owner = trial.user_attrs.get(OWNER)
-            if owner and owner.startswith(f"{worker}-"):
-                self.take_away(trial._trial_id, owner, most_losses, reason)
-
     def lost_trials(self, study_id: int) -> dict[int, str | None]:
-        """The running trials without a heartbeat for too long, by the database's clock.
-
-        Returns:
-            Trial to owner.
-        """
         return {trial_id: self.owner(trial_id) for trial_id in self._get_stale_trial_ids(study_id)}
-
-    def record_heartbeat(self, trial_id: int) -> None:
-        """Of a trial that is still ours; of another's, nothing is recorded."""
-        started = _now()
-        token = self._tokens.get(trial_id)
-        if token is None or self.owner(trial_id) == token:
-            super().record_heartbeat(trial_id)
-            self._beats[trial_id] = started
 
     def check_trial_is_updatable(self, trial_id: int, trial_state: TrialState) -> None:
         """Called by Optuna in the transaction of every write to a trial."""
         super().check_trial_is_updatable(trial_id, trial_state)
-        token = self._tokens.get(trial_id)
+        token = getattr(self._caller, "token", None) or self._tokens.get(trial_id)
         if token is not None and self._owner(self.scoped_session(), trial_id) != token:
             raise NotOwned(f"trial {trial_id} belongs to another worker by now")
 

@@ -55,6 +55,14 @@ class StorageLost(Exception):
     """The database did not answer for longer than the patience lasts."""
 
 
+class ProxyFailure(optuna.exceptions.StorageInternalError):
+    """What a storage proxy, or the way to it, said in place of an answer."""
+
+    def __init__(self, message: str, is_transient: bool) -> None:
+        super().__init__(message)
+        self.is_transient = is_transient
+
+
 def reason(error: BaseException) -> str:
     """What the database itself said, in one line."""
     original = getattr(_database_error(error), "orig", None) or _database_error(error)
@@ -64,6 +72,8 @@ def reason(error: BaseException) -> str:
 def is_transient(error: BaseException) -> bool:
     """Whether an exception of a database is one that may pass without anybody's doing."""
     found = _database_error(error)
+    if isinstance(found, ProxyFailure):
+        return found.is_transient
     if isinstance(found, NoFreeConnection):
         return True
     if not isinstance(found, DBAPIError):

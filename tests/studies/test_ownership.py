@@ -1,5 +1,7 @@
 import time
+from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 
 import optuna
 import pytest
@@ -7,20 +9,46 @@ import sqlalchemy
 from optuna.storages._rdb import models
 from optuna.trial import TrialState, create_trial
 
-from studies.ownership import NotOwned, OwnedStorage, worker_name
+from studies.ownership import DatabaseStorage, NotOwned, OwnedStorage, worker_name
+from studies.proxy import start
 from studies.results import ERROR, LOSSES, OWNER
-from studies.storage import STALE_SECONDS, open_storage
+from studies.storage import STALE_SECONDS, open_database, open_storage
+
+
+@pytest.fixture(params=["sqlite", "postgresql", "proxy", "proxy beside the database"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """Where the trials are, and how our process and theirs get there."""
+    return str(request.param)
 
 
 @pytest.fixture
-def ours(storage_url: str) -> OwnedStorage:
-    return open_storage(storage_url, create=True)
+def database(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> DatabaseStorage:
+    url = f"sqlite:///{tmp_path / 'a.db'}"
+    if kind != "sqlite":
+        url = request.getfixturevalue("postgres_url")
+    return open_database(url, create=True)
 
 
 @pytest.fixture
-def theirs(storage_url: str, ours: OwnedStorage) -> OwnedStorage:
+def proxied(database: DatabaseStorage) -> Iterator[str]:
+    server, port = start(database, "127.0.0.1", 0, secret=None)
+    yield f"grpc://127.0.0.1:{port}"
+    server.stop(None).wait()
+
+
+@pytest.fixture
+def ours(kind: str, database: DatabaseStorage, request: pytest.FixtureRequest) -> OwnedStorage:
+    if "proxy" in kind:
+        return open_storage(request.getfixturevalue("proxied"))
+    return database
+
+
+@pytest.fixture
+def theirs(kind: str, database: DatabaseStorage, request: pytest.FixtureRequest) -> OwnedStorage:
     """Another process's view of the same database."""
-    return open_storage(storage_url)
+    if kind == "proxy":
+        return open_storage(request.getfixturevalue("proxied"))
+    return open_database(database.url)
 
 
 @pytest.fixture
@@ -32,7 +60,7 @@ def waiting(storage: OwnedStorage, study: optuna.Study) -> int:
     return storage.create_new_trial(study._study_id, create_trial(state=TrialState.WAITING))
 
 
-def without_a_heartbeat(storage: OwnedStorage, trial_id: int) -> None:
+def without_a_heartbeat(storage: DatabaseStorage, trial_id: int) -> None:
     """As if the last one were long ago."""
     with storage.engine.begin() as connection:
         then = connection.execute(sqlalchemy.func.now()).scalar()
@@ -68,12 +96,12 @@ def test_what_is_handed_back_can_be_taken_with_its_values(
 
 
 def test_who_was_wrongly_taken_for_dead_changes_nothing_any_more(
-    ours: OwnedStorage, theirs: OwnedStorage, study: optuna.Study
+    database: DatabaseStorage, ours: OwnedStorage, theirs: OwnedStorage, study: optuna.Study
 ) -> None:
     trial = waiting(ours, study)
     assert ours.take(trial)
     ours.set_trial_intermediate_value(trial, 1, 0.5)
-    without_a_heartbeat(ours, trial)
+    without_a_heartbeat(database, trial)
     ((lost, owner),) = theirs.lost_trials(study._study_id).items()
     assert lost == trial
     assert theirs.take_away(trial, owner, most_losses=3, reason="silence")
@@ -101,14 +129,14 @@ def test_who_was_wrongly_taken_for_dead_changes_nothing_any_more(
 
 
 def test_it_keeps_no_trial_of_another_alive(
-    ours: OwnedStorage, theirs: OwnedStorage, study: optuna.Study
+    database: DatabaseStorage, ours: OwnedStorage, theirs: OwnedStorage, study: optuna.Study
 ) -> None:
     trial = waiting(ours, study)
     assert ours.take(trial)
-    without_a_heartbeat(ours, trial)
+    without_a_heartbeat(database, trial)
     theirs.take_away(trial, ours.owner(trial), 3, "silence")
     assert theirs.take(trial)
-    without_a_heartbeat(theirs, trial)
+    without_a_heartbeat(database, trial)
     ours.record_heartbeat(trial)
     assert list(theirs.lost_trials(study._study_id)) == [trial]
     theirs.record_heartbeat(trial)
@@ -156,12 +184,12 @@ def test_a_dead_worker_s_trials_are_taken_back_and_no_other_s(
 
 
 def test_a_new_trial_has_a_heartbeat_from_the_start(
-    ours: OwnedStorage, study: optuna.Study
+    database: DatabaseStorage, ours: OwnedStorage, study: optuna.Study
 ) -> None:
     """One that is lost before its first beat would be running for ever."""
     trial = waiting(ours, study)
     assert ours.take(trial)
     assert ours.lost_trials(study._study_id) == {}
     time.sleep(0.01)
-    without_a_heartbeat(ours, trial)
+    without_a_heartbeat(database, trial)
     assert list(ours.lost_trials(study._study_id)) == [trial]

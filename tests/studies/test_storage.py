@@ -6,11 +6,18 @@ import pytest
 import sqlalchemy
 
 from data.errors import UserError
-from studies.storage import masked, open_storage, parse_url, quiet_optuna, storage_failure
+from studies.storage import (
+    masked,
+    open_database,
+    open_storage,
+    parse_url,
+    quiet_optuna,
+    storage_failure,
+)
 
 
 def test_sqlite_is_set_up_for_several_processes(tmp_path: Path) -> None:
-    storage = open_storage(f"sqlite:///{tmp_path / 'a.db'}", create=True)
+    storage = open_database(f"sqlite:///{tmp_path / 'a.db'}", create=True)
     with storage.engine.connect() as connection:
         pragmas = {
             name: connection.exec_driver_sql(f"PRAGMA {name}").scalar()

@@ -15,7 +15,7 @@ import optuna
 import pytest
 
 from studies.results import LOSSES, OWNER
-from studies.storage import open_storage
+from studies.storage import open_database, open_storage
 from studies.study import VERSIONS, open_study
 from tests.conftest import Postgres, forget_heartbeats
 
@@ -166,7 +166,7 @@ def test_a_trial_of_a_machine_that_is_gone_is_resumed_elsewhere(
     with running(tmp_path, "worker", study, HPSEARCH_STORAGE=storage_url) as worker:
         wait_for(lambda: len(trained(tmp_path)) >= 3)
         worker.kill()
-    storage = open_storage(storage_url)
+    storage = open_database(storage_url)
     opened = open_study(storage, "own")
     (trial,) = opened.study.get_trials(states=(optuna.trial.TrialState.RUNNING,))
     forget_heartbeats(storage)
@@ -185,7 +185,7 @@ def test_a_worker_that_was_paused_for_too_long_leaves_its_trial_to_its_new_owner
     with running(tmp_path, "worker", study, **environment) as paused:
         wait_for(lambda: len(trained(tmp_path)) >= 2)
         paused.send_signal(signal.SIGSTOP)
-        storage = open_storage(storage_url)
+        storage = open_database(storage_url)
         opened = open_study(storage, "own")
         (trial,) = opened.study.get_trials(states=(optuna.trial.TrialState.RUNNING,))
         forget_heartbeats(storage)

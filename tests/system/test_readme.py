@@ -16,11 +16,11 @@ Hpsearch = Callable[..., subprocess.CompletedProcess[str]]
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-TYPED = sorted(set(re.findall(r"hpsearch ([a-z]+(?: [^`|\n#]*)?)", README)))
+TYPED = sorted(set(re.findall(r"hpsearch ([a-z-]+(?: [^`|\n#]*)?)", README)))
 
 
 def test_every_command_is_documented() -> None:
-    assert {f"hpsearch {name}" for name in COMMANDS} <= set(re.findall(r"hpsearch \w+", README))
+    assert {f"hpsearch {name}" for name in COMMANDS} <= set(re.findall(r"hpsearch [\w-]+", README))
 
 
 @pytest.mark.parametrize("line", [line for line in TYPED if line.split()[0] in COMMANDS])

@@ -1,0 +1,183 @@
+"""The server of `hpsearch storage-proxy`: one process that speaks to the database, for many."""
+
+import hmac
+import ipaddress
+import json
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+from optuna.distributions import BaseDistribution
+from optuna.storages._cached_storage import _CachedStorage
+from optuna.storages._grpc.auto_generated.api_pb2_grpc import (
+    add_StorageServiceServicer_to_server,
+)
+from optuna.storages._grpc.servicer import OptunaStorageProxyService
+
+from studies.ownership import DatabaseStorage, NotOwned
+from studies.patience import STORAGE_ERRORS, is_transient, reason
+from studies.proxied import AUTHORIZATION_KEY, NOT_OWNED, OWNER_KEY, SERVICE, address
+
+THREADS = 15
+"""As many as SQLAlchemy keeps connections."""
+STOP_SECONDS = 5.0
+"""How long what has begun may take to end, when asked to stop."""
+SHORTEST_PING_MILLISECONDS = 5000
+
+logger = logging.getLogger(__name__)
+
+
+def start(
+    storage: DatabaseStorage, host: str, port: int, secret: str | None
+) -> tuple[grpc.Server, int]:
+    """Start to serve a database.
+
+    Args:
+        port: 0 for any.
+        secret: that each client must say, if any.
+
+    Returns:
+        The server, and its port.
+
+    Raises:
+        OSError: the address is in use or not of this machine.
+    """
+    server = grpc.server(
+        ThreadPoolExecutor(THREADS),
+        interceptors=[_Gate(storage, secret)],
+        options=[
+            # Else a second proxy on the same port would take some of the connections.
+            ("grpc.so_reuseport", 0),
+            ("grpc.http2.min_ping_interval_without_data_ms", SHORTEST_PING_MILLISECONDS),
+        ],
+    )
+    service = OptunaStorageProxyService(SharedCache(storage))
+    add_StorageServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
+    server.add_generic_rpc_handlers((_ownership(storage),))
+    try:
+        actual_port = server.add_insecure_port(address(host, port))
+    except RuntimeError as error:
+        raise OSError(str(error)) from error
+    server.start()
+    return server, actual_port
+
+
+def wait(server: grpc.Server) -> None:
+    """Serve until an exception, such as KeyboardInterrupt; what has begun is ended then."""
+    try:
+        server.wait_for_termination()
+    finally:
+        server.stop(STOP_SECONDS).wait()
+
+
+def is_of_this_machine(host: str) -> bool:
+    """Whether only this machine reaches what listens there."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class SharedCache(_CachedStorage):
+    """Optuna's cache of trials, for many clients at once."""
+
+    def __init__(self, storage: DatabaseStorage) -> None:
+        super().__init__(storage)
+        self._reading = threading.Lock()
+        self._begun: dict[int, int] = {}  # By study: how many times its trials were read,
+        self._read: dict[int, int] = {}  # and which was the last time that it went well.
+
+    def set_trial_param(
+        self,
+        trial_id: int,
+        param_name: str,
+        param_value_internal: float,
+        distribution: BaseDistribution,
+    ) -> None:
+        """Optuna's knows no trial of before its start, and holds its lock while it writes."""
+        self._backend.set_trial_param(trial_id, param_name, param_value_internal, distribution)
+
+    def _read_trials_from_remote_storage(self, study_id: int) -> None:
+        """Read what is new. All who come while others read share the next time."""
+        begun_before = self._begun.get(study_id, 0)
+        with self._reading:
+            if self._read.get(study_id, 0) > begun_before:
+                return
+            self._begun[study_id] = this_time = self._begun.get(study_id, 0) + 1
+            super()._read_trials_from_remote_storage(study_id)
+            self._read[study_id] = this_time
+
+
+class _Gate(grpc.ServerInterceptor):
+    """Lets in who knows the secret, says to the storage whose call it is, and names errors."""
+
+    def __init__(self, storage: DatabaseStorage, secret: str | None) -> None:
+        self._storage = storage
+        self._expected = None if secret is None else f"Bearer {secret}".encode()
+
+    def intercept_service(self, continuation: Callable[[Any], Any], details: Any) -> Any:
+        metadata = dict(details.invocation_metadata)
+        if self._expected is not None:
+            given = str(metadata.get(AUTHORIZATION_KEY, "")).encode()
+            if not hmac.compare_digest(given, self._expected):
+                return grpc.unary_unary_rpc_method_handler(_refuse)
+        handler = continuation(details)
+        if handler is None:
+            return None
+        token = metadata.get(OWNER_KEY)
+
+        def answer(request: Any, context: Any) -> Any:
+            if not context.is_active():
+                # The client no longer waits, and may have tried again.
+                context.abort(grpc.StatusCode.CANCELLED, "too late")
+            try:
+                with self._storage.on_behalf_of(token):
+                    return handler.unary_unary(request, context)
+            except NotOwned as error:
+                context.abort(NOT_OWNED, str(error))
+            except STORAGE_ERRORS as error:
+                code = grpc.StatusCode.INTERNAL
+                if is_transient(error):
+                    code = grpc.StatusCode.UNAVAILABLE
+                context.abort(code, reason(error))
+
+        return grpc.unary_unary_rpc_method_handler(
+            answer, handler.request_deserializer, handler.response_serializer
+        )
+
+
+def _refuse(_: bytes, context: Any) -> None:
+    logger.warning("refused %s: without the token", context.peer())
+    context.abort(grpc.StatusCode.UNAUTHENTICATED, "the proxy wants a token, and not this one")
+
+
+def _ownership(storage: DatabaseStorage) -> Any:
+    """The service beside Optuna's: who has a trial."""
+
+    def stale_seconds() -> int | None:
+        return storage.grace_period
+
+    def handler(function: Callable[..., Any]) -> Any:
+        def call(arguments: dict[str, Any], context: Any) -> Any:
+            try:
+                return function(**arguments)
+            except KeyError as error:
+                context.abort(grpc.StatusCode.NOT_FOUND, str(error))
+
+        return grpc.unary_unary_rpc_method_handler(
+            call, json.loads, lambda answer: json.dumps({"answer": answer}).encode()
+        )
+
+    functions: tuple[Callable[..., Any], ...] = (
+        stale_seconds,
+        storage.give,
+        storage.owner,
+        storage.beat,
+        storage.take_away,
+        storage.lost_trials,
+    )
+    handlers = {function.__name__: handler(function) for function in functions}
+    return grpc.method_handlers_generic_handler(SERVICE, handlers)
