@@ -23,10 +23,9 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def database(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> DatabaseStorage:
-    url = f"sqlite:///{tmp_path / 'a.db'}"
-    if kind != "sqlite":
-        url = request.getfixturevalue("postgres_url")
-    return open_database(url, create=True)
+    if kind in ("postgresql", "proxy"):
+        return open_database(request.getfixturevalue("postgres_url"))
+    return open_database(f"sqlite:///{tmp_path / 'a.db'}", create=True)
 
 
 @pytest.fixture
