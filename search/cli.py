@@ -42,7 +42,8 @@ StorageOption = Annotated[
         "--storage",
         envvar="HPSEARCH_STORAGE",
         show_default="sqlite:///hpsearch.db",
-        help="Database URL, or grpc://host:port of a storage proxy. Put one with a password in the environment, where it is not seen.",
+        help="Database URL, or grpc://host:port of a storage proxy. Put one with a password in "
+        "the environment, where it is not seen.",
     ),
 ]
 DirectoryOption = Annotated[
