@@ -7,10 +7,10 @@ from optuna.trial import TrialState, create_trial
 
 from search.lost import SUSPICION_SECONDS, LostTrials
 from studies.config import load_study_file
-from studies.ownership import OwnedStorage
+from studies.ownership import DatabaseStorage
 from studies.patience import is_transient
 from studies.results import LOSSES
-from studies.storage import open_storage
+from studies.storage import open_database
 from studies.study import OpenedStudy, create_or_continue
 from tests.conftest import Postgres, forget_heartbeats
 
@@ -18,7 +18,7 @@ from tests.conftest import Postgres, forget_heartbeats
 class Watch:
     """Somebody who looks for lost trials, at a time of the test's choice."""
 
-    def __init__(self, opened: OpenedStudy, storage: OwnedStorage) -> None:
+    def __init__(self, opened: OpenedStudy, storage: DatabaseStorage) -> None:
         self.now = 0.0
         self.lost_trials = LostTrials(opened, storage, lambda: self.now)
 
@@ -28,20 +28,20 @@ class Watch:
 
 
 def make_study(url: str) -> OpenedStudy:
-    storage = open_storage(url, create=True)
+    storage = open_database(url, create=True)
     config = load_study_file("quickstart", {"trial.max_retries": 2})
     opened, _ = create_or_continue(storage, config, "digest", [])
     return opened
 
 
-def take(opened: OpenedStudy, storage: OwnedStorage) -> int:
+def take(opened: OpenedStudy, storage: DatabaseStorage) -> int:
     waiting = create_trial(state=TrialState.WAITING)
     trial = storage.create_new_trial(opened.study._study_id, waiting)
     assert storage.take(trial)
     return trial
 
 
-def suspect(opened: OpenedStudy, storage: OwnedStorage) -> tuple[int, Watch]:
+def suspect(opened: OpenedStudy, storage: DatabaseStorage) -> tuple[int, Watch]:
     """A running trial that is seen, at time 0, to give no sign of life."""
     trial = take(opened, storage)
     forget_heartbeats(storage)
@@ -56,13 +56,13 @@ def opened(tmp_path: Path) -> OpenedStudy:
 
 
 @pytest.fixture
-def storage(opened: OpenedStudy, tmp_path: Path) -> OwnedStorage:
+def storage(opened: OpenedStudy, tmp_path: Path) -> DatabaseStorage:
     """A view of its own, as another process has."""
-    return open_storage(f"sqlite:///{tmp_path / 'a.db'}")
+    return open_database(f"sqlite:///{tmp_path / 'a.db'}")
 
 
 def test_a_trial_that_stays_silent_is_taken_back(
-    opened: OpenedStudy, storage: OwnedStorage
+    opened: OpenedStudy, storage: DatabaseStorage
 ) -> None:
     trial, watch = suspect(opened, storage)
     watch.looks_at(SUSPICION_SECONDS - 1)
@@ -73,7 +73,7 @@ def test_a_trial_that_stays_silent_is_taken_back(
 
 
 def test_a_trial_whose_heart_beats_again_is_left_alone(
-    opened: OpenedStudy, storage: OwnedStorage
+    opened: OpenedStudy, storage: DatabaseStorage
 ) -> None:
     """As after an outage of the database, which nobody could reach."""
     trial, watch = suspect(opened, storage)
@@ -86,7 +86,7 @@ def test_a_trial_whose_heart_beats_again_is_left_alone(
 
 def test_an_outage_ends_all_suspicion(stoppable: Postgres) -> None:
     opened = make_study(stoppable.url)
-    storage = open_storage(stoppable.url)
+    storage = open_database(stoppable.url)
     trial, watch = suspect(opened, storage)
     stoppable.stop()
     with pytest.raises(Exception) as caught:  # noqa: PT011
@@ -100,7 +100,7 @@ def test_an_outage_ends_all_suspicion(stoppable: Postgres) -> None:
 
 
 def test_the_owner_knows_how_long_nobody_can_have_taken_its_trial(
-    opened: OpenedStudy, storage: OwnedStorage, monkeypatch: pytest.MonkeyPatch
+    opened: OpenedStudy, storage: DatabaseStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
     monkeypatch.setattr("studies.ownership._now", lambda: now)
@@ -112,11 +112,11 @@ def test_the_owner_knows_how_long_nobody_can_have_taken_its_trial(
     assert not storage.holds(trial), "it could be lost within seconds"
     storage.record_heartbeat(trial)
     assert storage.holds(trial)
-    assert not open_storage(storage.url).holds(trial), "another's"
+    assert not open_database(storage.url).holds(trial), "another's"
 
 
 def test_a_trial_that_was_taken_when_the_connection_was_lost_is_ours(
-    opened: OpenedStudy, storage: OwnedStorage, monkeypatch: pytest.MonkeyPatch
+    opened: OpenedStudy, storage: DatabaseStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waiting = create_trial(state=TrialState.WAITING)
     trial = storage.create_new_trial(opened.study._study_id, waiting)
@@ -131,7 +131,7 @@ def test_a_trial_that_was_taken_when_the_connection_was_lost_is_ours(
         with pytest.raises(optuna.exceptions.StorageInternalError):
             storage.take(trial)
     assert storage.may_have_taken(trial)
-    assert not open_storage(storage.url).take(trial)
+    assert not open_database(storage.url).take(trial)
     assert storage.take(trial)
     storage.set_trial_user_attr(trial, "a", 1)
     assert not storage.may_have_taken(trial)

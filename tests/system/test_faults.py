@@ -262,7 +262,7 @@ def test_past_the_patience_a_worker_stops_and_its_trial_can_be_resumed(
     assert worker.returncode == 75, output
     assert output.splitlines()[-1].startswith("hpsearch: the storage has not answered for ")
     stoppable.start()
-    storage = open_storage(stoppable.url)
+    storage = open_database(stoppable.url)
     forget_heartbeats(storage)
     result = hpsearch("worker", long_study, **environment)
     assert result.returncode == 0, result.stderr
