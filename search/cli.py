@@ -527,6 +527,8 @@ def storage_proxy(
     from studies.storage import open_database
 
     database = open_database(storage, create=True)
+    # Its native half would write to the terminal what is said here in a line.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         from studies.proxied import address, proxy_secret
         from studies.proxy import is_of_this_machine, start, wait
@@ -539,7 +541,12 @@ def storage_proxy(
     _log_to_terminal()
 
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    server, actual_port = start(database, host, port, secret)
+    try:
+        server, actual_port = start(database, host, port, secret)
+    except OSError as error:
+        raise UserError(
+            f"{address(host, port)}: taken, or not of this machine; give another --host or --port"
+        ) from error
     print(f"grpc://{address(host, actual_port)} (Ctrl-C stops)", flush=True)
     wait(server)
 

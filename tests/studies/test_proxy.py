@@ -16,6 +16,7 @@ from studies import proxied, proxy
 from studies.ownership import DatabaseStorage, OwnedStorage
 from studies.patience import ProxyFailure, is_transient
 from studies.storage import open_database, open_storage
+from tests.conftest import Postgres
 
 SECRET = "3f9c1d5a77e24b08"
 
@@ -142,11 +143,11 @@ def test_a_proxy_that_says_nothing_is_an_outage(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_database_that_does_not_answer_is_an_outage_to_clients(
-    postgres_server: str, postgres_url: str, serve: Serve
+    postgres_server: Postgres, postgres_url: str, serve: Serve
 ) -> None:
     storage = open_storage(serve(open_database(postgres_url)))
     name = sqlalchemy.make_url(postgres_url).database
-    server = sqlalchemy.create_engine(postgres_server, isolation_level="AUTOCOMMIT")
+    server = sqlalchemy.create_engine(postgres_server.url, isolation_level="AUTOCOMMIT")
     with server.connect() as connection:
         connection.exec_driver_sql(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
         connection.exec_driver_sql(

@@ -1,0 +1,162 @@
+"""A search whose workers know no database, only a proxy: real processes, real PostgreSQL."""
+
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import HPSEARCH
+
+Hpsearch = Callable[..., subprocess.CompletedProcess[str]]
+Status = Callable[..., dict[str, Any]]
+
+SECRET = "8c1f60b2d94e7a35"
+
+# Each epoch leaves a line in a file: which were trained, by whom.
+OBJECTIVES = """
+import os
+import time
+from model.trial import EpochResult
+
+def train(parameters, context):
+    before = context.resume["epoch"] if context.resume else 0
+    for epoch in range(before + 1, context.epochs + 1):
+        time.sleep(0.25)
+        with open("epochs", "a") as file:
+            file.write(f"{parameters['x']} {epoch} {os.getpid()}\\n")
+        yield EpochResult(epoch, epoch / 100, 1.0, 100.0, {}, {"epoch": epoch})
+"""
+
+STUDY = """
+name = "own"
+[trial]
+epochs = 6
+objective = "objectives:train"
+[space]
+x = [1, 2, 3, 4]
+[sampler]
+name = "grid"
+[pruner]
+name = "none"
+[budget]
+trials = 4
+"""
+
+
+@contextmanager
+def running(*arguments: object, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [HPSEARCH, *map(str, arguments)],
+        env={**os.environ, **environment},
+        cwd=environment.get("PWD"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def address(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().split()[0]
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def test_a_search_survives_a_killed_worker_and_a_new_proxy(
+    hpsearch: Hpsearch,
+    status: Status,
+    write_own_study: Callable[[str, str], Path],
+    tmp_path: Path,
+    postgres_url: str,
+    port: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    study = write_own_study(OBJECTIVES, STUDY)
+    url = f"grpc://127.0.0.1:{port}"
+    monkeypatch.setenv("HPSEARCH_PROXY_TOKEN", SECRET)
+    epochs = tmp_path / "epochs"
+
+    def trained(lines: int) -> list[list[int]]:
+        deadline = time.monotonic() + 60
+        while True:
+            text = epochs.read_text() if epochs.exists() else ""
+            if len(text.splitlines()) >= lines:
+                return [[int(word) for word in line.split()] for line in text.splitlines()]
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    served = ("storage-proxy", "--port", port)
+    environment = {"HPSEARCH_STORAGE": url, "PWD": str(tmp_path)}
+    with running(*served, HPSEARCH_STORAGE=postgres_url) as first:
+        assert address(first) == url
+        with running("run", study, "--workers", 2, **environment) as search:
+            os.kill(trained(3)[-1][2], signal.SIGKILL)
+            trained(7)
+            first.terminate()
+            assert first.wait(20) == 143
+            trained(9)  # Training goes on meanwhile.
+            with running(*served, HPSEARCH_STORAGE=postgres_url) as second:
+                assert address(second) == url
+                output, _ = search.communicate(timeout=120)
+                assert search.returncode == 0, output
+                found = status("own", url)
+                assert hpsearch("export", "own", "--output", "best", HPSEARCH_STORAGE=url).stdout
+                with running("dashboard", "--port", 0, **environment) as dashboard:
+                    page = f"{address(dashboard).removesuffix('/dashboard')}/api/studies"
+                    assert b'"own"' in urllib.request.urlopen(page).read()
+                second.send_signal(signal.SIGINT)
+                said, _ = second.communicate(timeout=20)
+                assert (second.returncode, said) == (130, "")
+    assert output.count("it is started again") == 1
+    assert (found["complete"], found["failed"], found["running"]) == (4, 0, 0)
+    assert all(trial["accuracies"] == [0.01 * e for e in range(1, 7)] for trial in found["top"])
+    assert SECRET not in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--host", "0.0.0.0"), "--host 0.0.0.0 needs --token-file, or --no-token"),
+        (("--host", "192.0.2.1", "--no-token"), "192.0.2.1:13000: taken, or not of this machine"),
+        (("--token-file", "none"), "token file none: cannot be read"),
+    ],
+)
+def test_a_proxy_that_must_not_start_says_why(
+    hpsearch: Hpsearch, arguments: tuple[str, ...], said: str
+) -> None:
+    result = hpsearch("storage-proxy", *arguments)
+    assert result.returncode == 2
+    assert said in result.stderr
+    assert len(result.stderr.splitlines()) == 1, result.stderr
+
+
+def test_a_worker_with_another_token_ends_at_once(
+    hpsearch: Hpsearch, tmp_path: Path, port: int
+) -> None:
+    database = f"sqlite:///{tmp_path / 'a.db'}"
+    served = ("storage-proxy", "--port", port, "--storage", database)
+    with running(*served, HPSEARCH_PROXY_TOKEN=SECRET) as proxy:
+        url = address(proxy)
+        result = hpsearch("worker", "quickstart", "--storage", url, HPSEARCH_PROXY_TOKEN="other")
+    assert result.returncode == 2
+    assert result.stderr == (
+        f"hpsearch: storage {url}: cannot be opened: the proxy wants a token, and not this one\n"
+    )
