@@ -17,7 +17,7 @@ from search.run import run_worker
 from studies.checkpoints import CheckpointDirectory, open_checkpoints, weights_name
 from studies.config import load_study_file
 from studies.patience import Patience
-from studies.storage import open_storage
+from studies.storage import open_database, open_storage
 from studies.stores import Folder
 from studies.study import open_study
 from tests.conftest import forget_heartbeats
@@ -99,7 +99,7 @@ def test_on_a_full_disk_a_trial_goes_on_and_can_be_resumed_from_its_last_whole_s
     assert re.search(warning, killed.stderr)
     assert "Traceback" not in killed.stderr
 
-    forget_heartbeats(open_storage(environment["HPSEARCH_STORAGE"]))
+    forget_heartbeats(open_database(environment["HPSEARCH_STORAGE"]))
     resumed = hpsearch("worker", study, **environment, FILL_AT="5")
     assert resumed.returncode == 0, resumed.stderr
     assert "trial 0: goes on after epoch 2\n" in resumed.stderr
@@ -134,7 +134,7 @@ def test_a_search_goes_on_with_other_directories_and_the_same_bucket_and_past_da
     *_, before, newest = sorted(name for name in store.names() if name.endswith(".state"))
     damage(newest)
     damage(weights_name(0))
-    forget_heartbeats(open_storage(environment["HPSEARCH_STORAGE"]))
+    forget_heartbeats(open_database(environment["HPSEARCH_STORAGE"]))
     trials = ("--trials", 2, "--workers", 1)
     searched = hpsearch("run", study, *trials, **machine("two"))
     assert searched.returncode == 0, searched.stderr
