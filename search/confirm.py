@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from optuna.trial import FrozenTrial, TrialState
-from scipy import stats
 
 from data.errors import UserError
 from search.budget import budgeted, withdraw
@@ -281,6 +280,8 @@ def _difference(
         or statistics.pvariance([*first]) + statistics.pvariance([*second]) == 0
     ):
         return None
+    from scipy import stats  # Takes half a second, which every worker would pay.
+
     interval = stats.ttest_ind(first, second, equal_var=False).confidence_interval(CONFIDENCE)
     mean = statistics.mean(first) - statistics.mean(second)
     return mean, float(interval.low), float(interval.high)

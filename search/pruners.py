@@ -5,6 +5,7 @@ look at a noisy curve is another chance to stop what would have been the best.
 """
 
 from collections.abc import Collection, Sequence
+from statistics import NormalDist
 
 import numpy as np
 import torch
@@ -12,7 +13,6 @@ from optuna._gp import gp
 from optuna.pruners import BasePruner
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
-from scipy.stats import norm
 
 from search.curves import CurveModel, best_so_far, make_cube, normalised, observe
 
@@ -133,5 +133,5 @@ class PredictivePruner(BasePruner):
             self._kernel = model.regressor
             mean, variance = model.at_full_length(normalised(space, [trial.params]))
         rival = np.sort(observed.targets[:-1])[-self._better_than]
-        chance = norm.sf(rival, loc=float(mean[0]), scale=max(float(variance[0]), 1e-12) ** 0.5)
-        return bool(chance < self._threshold)
+        end = NormalDist(float(mean[0]), max(float(variance[0]), 1e-12) ** 0.5)
+        return 1 - end.cdf(rival) < self._threshold

@@ -1,6 +1,7 @@
 """What the tests of several packages share: databases, the real command, small study files."""
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -20,6 +21,10 @@ from studies.ownership import DatabaseStorage
 from tests.s3 import new_bucket, s3_server
 
 HPSEARCH = Path(sys.executable).parent / "hpsearch"
+
+# For several processes of our own code: they are forked from one that has imported what takes long.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["search.budget", "studies.study"])
 
 # One thread a process: the tests run several workers on two cores.
 os.environ["OMP_NUM_THREADS"] = "1"

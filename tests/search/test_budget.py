@@ -1,7 +1,9 @@
-import multiprocessing
 import random
+import signal
 import time
 from datetime import datetime
+from itertools import count
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import optuna
@@ -17,8 +19,10 @@ from search.budget import (
     claim,
     next_turn,
 )
-from studies.results import ERROR
+from studies.ownership import worker_name
+from studies.results import ERROR, LOSSES, OWNER
 from studies.storage import open_storage, quiet_optuna
+from tests.conftest import PROCESSES
 
 COMPLETE, FAIL = TrialState.COMPLETE, TrialState.FAIL
 RUNNING, WAITING = TrialState.RUNNING, TrialState.WAITING
@@ -90,44 +94,67 @@ def test_a_larger_budget_goes_on_where_the_smaller_ended(storage_url: str) -> No
     assert len(study.trials) == 2
 
 
-LIMIT = 30
+LIMIT = 20
+KILLS = 5
 
 
-def _work(job: tuple[str, int]) -> list[int]:
-    """A worker whose trials take no time, some of which fail."""
-    url, seed = job
+def _work(url: str, seed: int) -> None:
+    """A worker whose trials take little time, some of which fail."""
     storage = open_storage(url)
     study = optuna.load_study(study_name="budget", storage=storage)
     chance = random.Random(seed)
-    run = []
     with quiet_optuna():
         while True:
             claimed = claim(study, storage, LIMIT, may_create=True)
             if isinstance(claimed, Trial):
-                run.append(claimed.number)
-                time.sleep(chance.uniform(0, 0.02))
+                time.sleep(chance.uniform(0, 0.1))
                 failed = chance.random() < 0.2
                 state = FAIL if failed else chance.choice([COMPLETE, TrialState.PRUNED])
                 study.tell(claimed, 0.5 if state == COMPLETE else None, state=state)
             elif claimed is Turn.WAIT:
                 time.sleep(0.01)
             else:
-                return run
+                return
 
 
-def test_the_number_of_finished_trials_is_exact_with_many_workers(storage_url: str) -> None:
+@pytest.mark.parametrize("workers", [1, 4, 16])
+def test_the_number_of_finished_trials_is_exact_though_trials_fail_and_workers_are_killed(
+    storage_url: str, workers: int
+) -> None:
     storage = open_storage(storage_url, create=True)
     study = optuna.create_study(study_name="budget", storage=storage, direction="maximize")
     for _ in range(5):
         study.enqueue_trial({})
-    with multiprocessing.get_context("spawn").Pool(6) as pool:
-        runs = pool.map(_work, [(storage_url, seed) for seed in range(6)])
-    numbers = [number for run in runs for number in run]
-    assert len(numbers) == len(set(numbers)), "a trial was run twice"
-    states = [trial.state for trial in study.get_trials()]
+    seeds = count()
+
+    def start() -> BaseProcess:
+        process = PROCESSES.Process(target=_work, args=(storage_url, next(seeds)), daemon=True)
+        process.start()
+        return process
+
+    processes = [start() for _ in range(workers)]
+    kills = 0
+    while processes:
+        time.sleep(0.05)
+        alive = {worker_name(item.pid): item for item in processes if item.is_alive() and item.pid}
+        running = study.get_trials(deepcopy=False, states=(RUNNING,))
+        at_work = {trial.user_attrs[OWNER].rpartition("-")[0] for trial in running} & set(alive)
+        if kills < KILLS and at_work:
+            alive[min(at_work)].kill()
+            kills += 1
+        for ended in [item for item in processes if not item.is_alive()]:
+            processes.remove(ended)
+            if ended.exitcode != 0:
+                assert ended.exitcode == -signal.SIGKILL
+                assert ended.pid
+                storage.take_back(study._study_id, worker_name(ended.pid), KILLS, "killed")
+                processes.append(start())
+    found = study.get_trials(deepcopy=False)
+    states = [trial.state for trial in found]
     assert states.count(COMPLETE) + states.count(TrialState.PRUNED) == LIMIT
-    assert RUNNING not in states
     assert states.count(FAIL) > 0
+    assert RUNNING not in states
+    assert sum(trial.user_attrs.get(LOSSES, 0) for trial in found) > 0, "kills in mid-trial"
 
 
 ENQUEUED = 100
@@ -174,7 +201,7 @@ def test_sixteen_writers_lock_none_out_of_sqlite(tmp_path: Path) -> None:
 
 def _check_queue(url: str, processes: int) -> None:
     study = _queue(url)
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+    with PROCESSES.Pool(processes) as pool:
         runs = pool.map(_drain, [url] * processes, chunksize=1)
     assert sorted(number for run in runs for number in run) == list(range(ENQUEUED))
     assert sum(1 for run in runs if run) > 1
@@ -187,7 +214,7 @@ def test_optuna_alone_gives_an_enqueued_trial_to_several_workers(tmp_path: Path)
     for attempt in range(5):
         url = f"sqlite:///{tmp_path / f'{attempt}.db'}"
         _queue(url)
-        with multiprocessing.get_context("spawn").Pool(6) as pool:
+        with PROCESSES.Pool(6) as pool:
             runs = pool.map(_drain_with_optuna_alone, [url] * 6, chunksize=1)
         numbers = [number for run in runs for number in run]
         given_twice += len(numbers) - len(set(numbers))

@@ -1,4 +1,3 @@
-import multiprocessing
 from pathlib import Path
 
 import optuna
@@ -14,6 +13,7 @@ from studies.storage import (
     quiet_optuna,
     storage_failure,
 )
+from tests.conftest import PROCESSES
 
 
 def test_sqlite_is_set_up_for_several_processes(tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_no_waiting_trial_is_given_to_two_processes(storage_url: str) -> None:
     study = optuna.create_study(study_name="queue", storage=storage)
     for x in range(WAITING):
         study.enqueue_trial({"x": x})
-    with multiprocessing.get_context("spawn").Pool(4) as pool:
+    with PROCESSES.Pool(4) as pool:
         taken = [x for part in pool.map(_take_waiting_trials, [storage_url] * 4) for x in part]
     assert sorted(taken) == list(range(WAITING))
 
@@ -57,7 +57,7 @@ def _open(url: str) -> None:
 
 
 def test_processes_may_open_a_new_database_at_the_same_moment(storage_url: str) -> None:
-    with multiprocessing.get_context("spawn").Pool(4) as pool:
+    with PROCESSES.Pool(4) as pool:
         pool.map(_open, [storage_url] * 4)
     assert open_storage(storage_url).get_all_studies() == []
 

@@ -1,4 +1,3 @@
-import multiprocessing
 import re
 
 import optuna
@@ -16,6 +15,7 @@ from studies.study import (
     study_names,
     versions,
 )
+from tests.conftest import PROCESSES
 
 DIGEST = "0123456789abcdef"
 
@@ -104,7 +104,7 @@ def _create(url: str) -> tuple[bool, str]:
 
 
 def test_of_processes_that_create_a_study_at_once_one_does(storage_url: str) -> None:
-    with multiprocessing.get_context("spawn").Pool(4) as pool:
+    with PROCESSES.Pool(4) as pool:
         results = pool.map(_create, [storage_url] * 4)
     assert [is_new for is_new, _ in results].count(True) == 1
     assert len({identity for _, identity in results}) == 1
