@@ -1,8 +1,9 @@
 # make search: the quickstart search.  make test: the whole suite.  make lint: style, types, layers.
+# make soak: half an hour in which workers are killed and the database is restarted, at random.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: search test lint clean
+.PHONY: search test lint soak clean
 
 search: .venv/installed
 	$(BIN)/hpsearch run quickstart
@@ -15,6 +16,9 @@ lint: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+soak: .venv/installed-dev
+	$(BIN)/python -m tests.benchmarks.soak
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
