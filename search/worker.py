@@ -189,14 +189,15 @@ def beating_heart(storage: OwnedStorage, trial_id: int, lost_trials: LostTrials)
     def beat() -> None:
         pause = float(HEARTBEAT_SECONDS)
         while not ended.wait(pause):
-            pause = HEARTBEAT_SECONDS
             try:
                 storage.record_heartbeat(trial_id)
                 lost_trials.take_back()
+                pause = HEARTBEAT_SECONDS
             except STORAGE_ERRORS as error:
+                if pause == HEARTBEAT_SECONDS:
+                    logger.info("a heartbeat could not be recorded (%s)", reason(error))
                 # Soon again: others may take the trial for lost.
                 pause = HEARTBEAT_AGAIN_SECONDS
-                logger.info("a heartbeat could not be recorded (%s)", reason(error))
             except Exception:
                 logger.warning("a heartbeat could not be recorded", exc_info=True)
 
