@@ -9,6 +9,7 @@ import os
 import shlex
 import signal
 import sys
+import traceback
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 import typer
 
 from data.errors import UserError
+from studies.text import masked_url, printable, shortened, without_passwords
 
 if TYPE_CHECKING:
     from studies.config import StudyConfig
@@ -36,13 +38,27 @@ StudyArgument = Annotated[
         help="quickstart or cifar10, which ship; the path of a study file; or a study's name.",
     ),
 ]
+
+
+def _without_password(context: typer.Context, option: typer.CallbackParam, url: str) -> str:
+    """Refuse a password on the command line, which every user of the machine can read."""
+    source = context.get_parameter_source(str(option.name))
+    if source and source.name == "COMMANDLINE" and masked_url(url) != url:
+        raise UserError(
+            "--storage: a command line is no place for a password; put the URL into "
+            "HPSEARCH_STORAGE, or the password into PGPASSWORD or ~/.pgpass"
+        )
+    return url
+
+
 StorageOption = Annotated[
     str,
     typer.Option(
         "--storage",
         envvar="HPSEARCH_STORAGE",
         show_default="sqlite:///hpsearch.db",
-        help="Database URL, or grpc://host:port of a storage proxy. Put one with a password in "
+        callback=_without_password,
+        help="Database URL, or grpc://host:port of a storage proxy. One with a password belongs in "
         "the environment, where it is not seen.",
     ),
 ]
@@ -107,6 +123,7 @@ GraceOption = Annotated[
 ]
 
 DEFAULT_DIRECTORY = Path("var")
+LONGEST_LINE = 2000  # characters of an error
 # The same as in studies.storage, studies.patience and search.stop; the first two would cost the
 # import of Optuna. A test compares.
 DEFAULT_STORAGE = "sqlite:///hpsearch.db"
@@ -159,7 +176,7 @@ def run(
     from search.run import RunOptions, run_study
 
     options = RunOptions(
-        _command_line(storage),
+        shlex.join(["hpsearch", *sys.argv[1:]]),
         study,
         storage,
         directory,
@@ -170,14 +187,6 @@ def run(
         grace,
     )
     raise typer.Exit(run_study(config, with_storage, options))
-
-
-def _command_line(storage: str) -> str:
-    """This command as it can be shown: without the storage's password."""
-    from studies.storage import masked
-
-    arguments = [argument.replace(storage, masked(storage)) for argument in sys.argv[1:]]
-    return shlex.join(["hpsearch", *arguments])
 
 
 def _overrides(
@@ -266,19 +275,30 @@ def status(
     storage: StorageOption = DEFAULT_STORAGE,
 ) -> None:
     """Show how far a study is and its best trials."""
-    from rich.console import Console
+    from rich.text import Text
 
+    from search.terminal import SafeConsole
     from studies.results import as_json as summary_as_json
     from studies.results import rank, record, summarise
     from studies.storage import open_storage
     from studies.study import open_study, started_from, study_names
 
+    _log_to_terminal(logging.WARNING)
     with_storage = open_storage(storage)
     names = [_study_name(study)] if study else study_names(with_storage)
-    console = Console(soft_wrap=True)
-    documents = []
+    console = SafeConsole()
+    documents: list[dict[str, Any]] = []
     for name in names:
-        opened = open_study(with_storage, name)
+        try:
+            opened = open_study(with_storage, name)
+        except UserError as error:
+            if study:
+                raise
+            # One study that is damaged does not hide the others.
+            documents.append({"study": name, "error": str(error)})
+            if not as_json:
+                console.print(shortened(str(error), LONGEST_LINE))
+            continue
         records = [record(trial) for trial in opened.study.get_trials(deepcopy=False)]
         summary = summarise(records)
         if as_json:
@@ -296,10 +316,10 @@ def status(
 
         total = opened.config.budget.trials
         finished = f"{summary.finished} of {total}" if total else str(summary.finished)
-        console.print(f"[bold]{name}[/bold]  {finished} trials finished")
+        console.print(Text.assemble((name, "bold"), f"  {finished} trials finished"))
         earlier = started_from(opened)
         if earlier:
-            console.print(earlier, highlight=False)
+            console.print(earlier)
         console.print(counts_line(summary))
         console.print(
             results_table(records, opened.config, top) if summary.best else "no trial complete yet"
@@ -361,7 +381,7 @@ def export(
         )
     except Diverged as error:
         _fail(f"with the validation images too, the training diverged: {error}", 1)
-    print(describe(exported))
+    print(printable(describe(exported)))
 
 
 @app.command()
@@ -393,7 +413,13 @@ def confirm(
     from search.run_confirm import confirm_study
 
     options = RunOptions(
-        _command_line(storage), study, storage, directory, checkpoints, workers, workers_per_gpu
+        shlex.join(["hpsearch", *sys.argv[1:]]),
+        study,
+        storage,
+        directory,
+        checkpoints,
+        workers,
+        workers_per_gpu,
     )
     raise typer.Exit(confirm_study(with_storage, name, options, data, top, seeds, trusted))
 
@@ -416,9 +442,10 @@ def enqueue(
     from studies.storage import open_storage
     from studies.study import open_study
 
+    _log_to_terminal(logging.WARNING)
     opened = open_study(open_storage(storage), _study_name(study))
     queued = enqueue_trial(opened, dict(parse_assignment(item) for item in assignments))
-    print(queued)
+    print(printable(queued))
 
 
 @app.command()
@@ -447,7 +474,7 @@ def replay(
     if as_json:
         print(json.dumps({**asdict(found), "identical": found.identical}, indent=2))
     else:
-        print(describe_replay(found))
+        print(printable(describe_replay(found)))
     raise typer.Exit(0 if found.identical else 1)
 
 
@@ -469,27 +496,73 @@ def predict(
         print(json.dumps(rows, indent=2))
         return
     for image, found in zip(images, predictions, strict=True):
-        print(f"{image}: {found.label} {found.probability:.1%}")
+        print(printable(f"{image}: {found.label} {found.probability:.1%}"))
+
+
+def _ask_for_a_hash(asked: bool) -> None:
+    if asked:
+        from studies.password import HASH_VARIABLE, PasswordHash
+
+        password = typer.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
+        print(f"{HASH_VARIABLE}={PasswordHash.of(password)}")
+        raise typer.Exit
 
 
 @app.command()
 def dashboard(
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8080,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A further name of this machine, or of a proxy for it."),
+    ] = None,
+    password_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Let in who knows the password in this file, with any user name; or see "
+            "--hash-password. Without HTTPS in front, a password can be overheard.",
+        ),
+    ] = None,
+    hash_password: Annotated[
+        bool,
+        typer.Option(
+            "--hash-password",
+            is_eager=True,
+            callback=_ask_for_a_hash,
+            help="Ask for a password, print the line for the environment that stands for it, and "
+            "end.",
+        ),
+    ] = False,
+    no_password: Annotated[
+        bool, typer.Option("--no-password", help="Let everybody in who can reach the address.")
+    ] = False,
     allow_edits: Annotated[
         bool, typer.Option("--allow-edits", help="Let the page change and delete studies.")
     ] = False,
     storage: StorageOption = DEFAULT_STORAGE,
 ) -> None:
-    """Serve optuna-dashboard on the storage, for looking only unless edits are allowed."""
-    from studies.dashboard import application, serve
+    """Serve optuna-dashboard on the storage, for looking only unless edits are allowed.
+
+    Other machines reach it with --host, which needs a password or --no-password.
+    """
+    from studies.dashboard import application, plan_access, serve
+    from studies.password import HASH_VARIABLE
     from studies.storage import open_storage
 
-    app = application(open_storage(storage), allow_edits)
+    password_hash = os.environ.get(HASH_VARIABLE)
+    access = plan_access(
+        host, allow_host or [], password_file, password_hash, no_password, allow_edits
+    )
+    app = application(open_storage(storage), access)
 
     def started(actual_port: int) -> None:
-        print(f"http://{host}:{actual_port}/dashboard (Ctrl-C stops)", flush=True)
+        name = f"[{host}]" if ":" in host else host
+        print(f"http://{name}:{actual_port}/dashboard (Ctrl-C stops)", flush=True)
 
+    _log_to_terminal(logging.WARNING)
+    # It warns of each request that has to wait for a moment.
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)
     try:
         serve(app, host, port, started)
     except OSError as error:
@@ -531,9 +604,11 @@ def storage_proxy(
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         from studies.proxied import address, proxy_secret
-        from studies.proxy import is_of_this_machine, start, wait
+        from studies.proxy import start, wait
     except ImportError as error:
         raise UserError("gRPC is not installed: pip install 'hpsearch[proxy]'") from error
+
+    from studies.guard import is_of_this_machine
 
     secret = None if no_token else proxy_secret(token_file)
     if secret is None and not no_token and not is_of_this_machine(host):
@@ -562,6 +637,13 @@ def init(
     print(f"{file} written; edit it, then: hpsearch run {file}")
 
 
+class _Formatter(logging.Formatter):
+    """What is logged, exceptions with their tracebacks included, as it may be shown."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(without_passwords(super().format(record)))
+
+
 class _TerminalHandler(logging.StreamHandler[TextIO]):
     """Writes to what stderr is at the moment: the live view puts itself in its place."""
 
@@ -571,19 +653,27 @@ class _TerminalHandler(logging.StreamHandler[TextIO]):
 
 
 def _log_to_terminal(level: int = logging.INFO) -> None:
-    logging.basicConfig(
-        level=level,
-        format="%(asctime)s %(process)d %(message)s",
-        datefmt="%H:%M:%S",
-        handlers=[_TerminalHandler()],
-    )
+    from optuna.logging import disable_default_handler, enable_propagation
+
+    handler = _TerminalHandler()
+    handler.setFormatter(_Formatter("%(asctime)s %(process)d %(message)s", datefmt="%H:%M:%S"))
+    logging.basicConfig(level=level, handlers=[handler])
+    logging.captureWarnings(True)
+    disable_default_handler()
+    enable_propagation()
     # Its messages repeat ours, in other words.
     for talkative in ("optuna", "torch", "botocore"):
         logging.getLogger(talkative).setLevel(logging.WARNING)
 
 
+def _show_traceback(kind: type[BaseException], error: BaseException, trace: object) -> None:
+    text = "".join(traceback.format_exception(error))
+    print(printable(without_passwords(text)), file=sys.stderr)
+
+
 def main() -> None:
     """The command `hpsearch`: 0 if all is well, 2 for what the user can mend, 1 for the rest."""
+    sys.excepthook = _show_traceback
     try:
         app()
     except UserError as error:
@@ -611,7 +701,8 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    print(f"hpsearch: {' '.join(message.split())}", file=sys.stderr)
+    line = printable(without_passwords(" ".join(message.split())))
+    print(f"hpsearch: {shortened(line, LONGEST_LINE)}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -27,9 +27,10 @@ from studies.confirmation import (
     SEARCHED,
     Candidate,
     Confirmation,
+    Stored,
     TestResult,
     confirming_name,
-    from_json,
+    stored_in,
 )
 from studies.ownership import OwnedStorage
 from studies.results import CONFIRMS, SEED, TrialRecord, rank, record
@@ -139,8 +140,8 @@ def _config(config: StudyConfig, name: str, retrainings: int) -> StudyConfig:
 
 def _key(trial: FrozenTrial) -> tuple[int, int] | None:
     """Which retraining a trial of the confirming study is: trial and seed."""
-    attributes = trial.user_attrs
-    return (attributes[CONFIRMS], attributes[SEED]) if CONFIRMS in attributes else None
+    number, seed = trial.user_attrs.get(CONFIRMS), trial.user_attrs.get(SEED)
+    return (number, seed) if isinstance(number, int) and isinstance(seed, int) else None
 
 
 def _by_retraining(opened: OpenedStudy) -> dict[tuple[int, int], TrialRecord]:
@@ -184,11 +185,11 @@ def judge(
         UserError: every retraining of the best configurations diverged.
     """
     asked = sorted([item.trial, item.seed] for item in retrainings)
-    stored = confirming.opened.study.user_attrs.get(CONFIRMATION)
-    if stored and stored["asked"] == asked:
-        return from_json(stored["result"])
+    stored = stored_in(confirming.opened)
+    if stored and stored.asked == asked:
+        return stored.result
     result = _judge(searched, confirming, retrainings, checkpoints, device)
-    confirming.opened.study.set_user_attr(CONFIRMATION, {"asked": asked, "result": asdict(result)})
+    confirming.opened.study.set_user_attr(CONFIRMATION, asdict(Stored(asked, result)))
     return result
 
 

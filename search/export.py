@@ -22,6 +22,9 @@ from studies.config import DEFAULT_OBJECTIVE, StudyConfig
 from studies.export import check_output, write_export
 from studies.results import CONFIRMS, SEED, TrialRecord, rank, record
 from studies.study import VERSIONS, OpenedStudy
+from studies.text import shortened
+
+LONGEST_REASON = 300  # characters
 
 logger = logging.getLogger(__name__)
 
@@ -199,9 +202,19 @@ def rebuild(
     classes: int,
     device: torch.device,
 ) -> ResNet:
-    """The trained network of a trial of the default objective."""
-    model = build_model(parse_hyperparameters(parameters), classes)
-    model.load_state_dict(dict(weights))
+    """The trained network of a trial of the default objective.
+
+    Raises:
+        UserError: the parameters are not those of a network with such weights.
+    """
+    try:
+        model = build_model(parse_hyperparameters(parameters), classes)
+        model.load_state_dict(dict(weights))
+    except (RuntimeError, TypeError, ValueError) as error:
+        reason = shortened(" ".join(str(error).split()), LONGEST_REASON)
+        raise UserError(
+            f"the trial's parameters and its checkpoint are not of one network: {reason}"
+        ) from error
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
 
@@ -224,7 +237,7 @@ def describe_trial(
         "trial": best.number,
         "parameters": parameters,
         **results,
-        "seed": attributes[SEED],
+        "seed": attributes.get(SEED),
         "data": {
             "source": opened.config.data.source,
             "digest": prepared.dataset.digest,

@@ -14,6 +14,7 @@ from types import FrameType
 from search.stop import STOPPED_EXIT_CODES
 from studies.ownership import worker_name
 from studies.patience import STORAGE_LOST_EXIT_CODE
+from studies.text import without_passwords
 
 MOST_CPU_WORKERS = 4
 """By default; each takes about 0.7 GB of memory."""
@@ -250,4 +251,5 @@ def _after_end(
 
 def _last_line(log: Path | None) -> str:
     lines = log.read_text(errors="replace").strip().splitlines() if log else []
-    return f": {lines[-1]}" if lines else ""
+    # It may be what an objective of the user's own has printed.
+    return f": {without_passwords(lines[-1])}" if lines else ""

@@ -13,6 +13,9 @@ from rich.text import Text
 from search.launch import Slot
 from studies.config import StudyConfig, is_fixed
 from studies.results import Summary, TrialRecord, rank, summarise
+from studies.text import shortened
+
+LONGEST_VALUE = 100  # characters of a parameter
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,10 +195,14 @@ def readable_seconds(seconds: float) -> str:
 def readable_parameters(record: TrialRecord, config: StudyConfig) -> str:
     """On one line, the parameters that the study varies, numbers with three digits."""
     return ", ".join(
-        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
+        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {_short(value)}"
         for name, value in record.parameters.items()
-        if not is_fixed(config.space[name])
+        if name in config.space and not is_fixed(config.space[name])
     )
+
+
+def _short(value: object) -> str:
+    return " ".join(shortened(str(value), LONGEST_VALUE).split())
 
 
 def results_table(records: Sequence[TrialRecord], config: StudyConfig, top: int) -> Table:

@@ -23,6 +23,7 @@ from search.stop import Stopped, StopRequest
 from studies.checkpoints import CheckpointDirectory
 from studies.config import DEFAULT_OBJECTIVE, Range, StudyConfig
 from studies.results import BEST_EPOCH, EPOCHS_BEFORE, IMAGES_PER_SECOND
+from studies.text import without_passwords
 
 Objective = Callable[[Mapping[str, Any], TrialContext], Iterator[EpochResult]]
 
@@ -201,7 +202,9 @@ def _run_epochs(
             reason = f"the objective ended after {len(accuracies)} of {context.epochs} epochs"
             return Outcome(End.FAILED, tuple(accuracies), reason)
         except Diverged as error:
-            return Outcome(End.DIVERGED, tuple(accuracies), str(error)[:LONGEST_REASON])
+            return Outcome(
+                End.DIVERGED, tuple(accuracies), without_passwords(str(error))[:LONGEST_REASON]
+            )
         except Exception as error:
             if context.resume is not None:
                 # The state may be of another device, or of another version.
@@ -210,7 +213,7 @@ def _run_epochs(
                 reports.attribute(EPOCHS_BEFORE, 0)
                 continue
             logger.warning("trial %d raised", number, exc_info=True)
-            reason = f"{type(error).__name__}: {error}"
+            reason = without_passwords(f"{type(error).__name__}: {error}")
             return Outcome(End.FAILED, tuple(accuracies), reason[:LONGEST_REASON])
         if result.epoch != len(accuracies) + 1:
             reason = f"the objective yielded epoch {result.epoch}, not {len(accuracies) + 1}"

@@ -19,6 +19,9 @@ from studies.ownership import OwnedStorage
 from studies.results import DEVICE, SEED, THREADS, record
 from studies.study import VERSIONS, OpenedStudy, open_study, versions
 
+MOST_THREADS = 1024
+"""A number of threads that is larger was not recorded by hpsearch."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -65,12 +68,12 @@ def replay_trial(
         raise UserError(f"study {name!r} has no trial {number}; it has {len(trials)}, from 0 on")
     trial = trials[number]
     recorded = record(trial).accuracies
-    if not recorded or SEED not in trial.user_attrs:
+    if not recorded or not isinstance(trial.user_attrs.get(SEED), int):
         raise UserError(f"study {name!r}: trial {number} has not finished an epoch yet")
     prepared = join(storage, name, root, source)
     threads = trial.user_attrs.get(THREADS)
     with taken_device(root) as device:
-        if isinstance(threads, int) and device.type == "cpu":
+        if isinstance(threads, int) and 0 < threads <= MOST_THREADS and device.type == "cpu":
             torch.set_num_threads(threads)
         logger.info("trial %d again, on %s: %s", number, device, trial.params)
         data = placed(prepared.data, device)

@@ -28,6 +28,7 @@ from search.lost import LostTrials
 from search.objective import load_objective
 from search.prepare import Prepared, create_from_file, join
 from search.stop import GRACE_SECONDS, StopRequest
+from search.terminal import SafeConsole
 from search.worker import Worker
 from studies.checkpoints import CheckpointDirectory, open_checkpoints
 from studies.config import DEFAULT_OBJECTIVE, SHIPPED, StudyConfig
@@ -80,7 +81,7 @@ def run_study(config: StudyConfig, storage: OwnedStorage, options: RunOptions) -
         StorageLost: the storage does not answer at the end.
         UserError: the study file, its data and an earlier study of the name do not fit together.
     """
-    console = Console(soft_wrap=True)
+    console = SafeConsole()
     load_objective(config.trial.objective)
     prepared = create_from_file(storage, config, options.origin, options.root)
     checkpoints = open_checkpoints(prepared.opened, options.root, options.checkpoints)

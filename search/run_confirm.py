@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-from rich.console import Console
-
 from search.confirm import Retraining, judge, missing, plan, prepare_confirmation
 from search.export import any_device
 from search.launch import Interruptions
@@ -11,6 +9,7 @@ from search.objective import load_objective
 from search.prepare import Prepared, join
 from search.run import RunOptions, announce, run_workers
 from search.run_export import export_confirmed
+from search.terminal import SafeConsole
 from studies.checkpoints import CheckpointDirectory, open_checkpoints
 from studies.confirmation import Confirmation, TestResult
 from studies.ownership import OwnedStorage
@@ -39,7 +38,7 @@ def confirm_study(
         UserError: no such study, no complete trial, an objective that is not trusted, or the data
             here are not those of the study.
     """
-    console = Console(soft_wrap=True)
+    console = SafeConsole()
     opened = open_study(storage, name)
     check_objective(opened.config, trusted_objective)
     retrainings = plan(opened, top, seeds)
@@ -74,7 +73,7 @@ def confirm_study(
 
 
 def _finish_confirmation(
-    console: Console,
+    console: SafeConsole,
     searched: OpenedStudy,
     prepared: Prepared,
     checkpoints: CheckpointDirectory,

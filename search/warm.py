@@ -139,15 +139,24 @@ def earlier_trials(opened: OpenedStudy) -> list[FrozenTrial]:
     Complete or pruned (diverged ones too: without a report if in their first epoch). They have
     their reports by epoch from 1 on, unless the epochs of the two studies differ: then they are
     all complete and have their values alone. Of a study that started from none: no trials.
+
+    Raises:
+        UserError: what is stored is not what hpsearch stores.
     """
     space = make_space(opened.config.space)
-    return [
-        optuna.trial.create_trial(
-            state=TrialState.PRUNED if item["value"] is None else TrialState.COMPLETE,
-            value=item["value"],
-            params=item["parameters"],
-            distributions=space,
-            intermediate_values=dict(enumerate(item["accuracies"], start=1)),
-        )
-        for item in opened.study.user_attrs.get(EARLIER_TRIALS, [])
-    ]
+    try:
+        return [
+            optuna.trial.create_trial(
+                state=TrialState.PRUNED if item["value"] is None else TrialState.COMPLETE,
+                value=item["value"],
+                params=item["parameters"],
+                distributions=space,
+                intermediate_values=dict(enumerate(item["accuracies"], start=1)),
+            )
+            for item in opened.study.user_attrs.get(EARLIER_TRIALS, [])
+        ]
+    except (LookupError, TypeError, ValueError) as error:
+        name = opened.config.name
+        raise UserError(
+            f"study {name!r}: what is stored as its {EARLIER_TRIALS} was not written by hpsearch"
+        ) from error

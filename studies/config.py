@@ -19,10 +19,23 @@ from pydantic import (
 )
 
 from data.errors import UserError
+from studies.text import shortened
 
 DEFAULT_OBJECTIVE = "model.train:train"
 SHIPPED_DIRECTORY = Path(__file__).parent
 SHIPPED = ("quickstart", "cifar10")
+
+# A study file that does not keep to these is a mistake, or somebody's attempt to do harm.
+LARGEST_FILE_BYTES = 1_000_000
+LONGEST_TEXT = 1000
+LARGEST_NUMBER = 2**53
+"""Of whole numbers; beyond it, neighbours are the same float."""
+MOST_PARAMETERS = 1000
+MOST_CHOICES = 1000
+
+LONGEST_SHOWN = 200
+"""Characters of a wrong value in an error."""
+TOO_DEEP = "tables or lists stand too deeply in one another"
 
 Scalar = str | int | float | bool
 
@@ -31,6 +44,15 @@ class Section(BaseModel):
     """A table of the study file. Unknown keys and wrong types are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def _check_size(value: Scalar) -> None:
+    if isinstance(value, str) and len(value) > LONGEST_TEXT:
+        raise ValueError(f"a text of {len(value):,} characters must have {LONGEST_TEXT:,} at most")
+    if isinstance(value, int) and abs(value) > LARGEST_NUMBER:
+        raise ValueError(f"whole numbers must be within {LARGEST_NUMBER:,} of 0")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("numbers must be finite")
 
 
 class Range(Section):
@@ -47,6 +69,8 @@ class Range(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        for bound in (self.low, self.high):
+            _check_size(bound)
         if self.low >= self.high:
             raise ValueError(f"low ({self.low}) must be below high ({self.high})")
         if self.log and self.low <= 0:
@@ -61,10 +85,15 @@ def _as_choices(value: object) -> object:
             raise ValueError("an empty list: give at least one choice")
         if not all(isinstance(choice, str | int | float | bool) for choice in value):
             raise ValueError("choices must be text, numbers or true/false")
+        if len(value) > MOST_CHOICES:
+            raise ValueError(f"there must be {MOST_CHOICES:,} choices at most")
+        for choice in value:
+            _check_size(choice)
         if len({(type(choice), choice) for choice in value}) < len(value):
             raise ValueError("the same choice stands there twice")
         return tuple(value)
     if isinstance(value, str | int | float | bool):
+        _check_size(value)
         return (value,)
     if isinstance(value, Range):
         return value
@@ -93,10 +122,12 @@ def _one_value(value: object) -> object:
         isinstance(value, float) and not math.isfinite(value)
     ):
         raise ValueError("give one value: text, a number, or true/false")
+    _check_size(value)
     return value
 
 
-Start = dict[str, Annotated[Scalar, BeforeValidator(_one_value)]]
+ParameterName = Annotated[str, StringConstraints(min_length=1, max_length=100)]
+Start = dict[ParameterName, Annotated[Scalar, BeforeValidator(_one_value)]]
 """A configuration that is known to be good: some or all parameters of the space."""
 
 StudyName = Annotated[
@@ -105,7 +136,7 @@ StudyName = Annotated[
 
 
 class DataSettings(Section):
-    source: str = "cifar10-mini"
+    source: str = Field(default="cifar10-mini", min_length=1, max_length=LONGEST_TEXT)
     """`cifar10-mini`, `cifar10`, or the path of a folder."""
     validation_fraction: float = Field(default=0.1, gt=0, lt=1)
     """Of each class's training images."""
@@ -113,7 +144,9 @@ class DataSettings(Section):
 
 class TrialSettings(Section):
     objective: str = Field(
-        default=DEFAULT_OBJECTIVE, pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
+        default=DEFAULT_OBJECTIVE,
+        pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$",
+        max_length=LONGEST_TEXT,
     )
     """`package.module:function`; see `model/trial.py`."""
     epochs: int = Field(default=10, ge=1)
@@ -131,7 +164,7 @@ class SamplerSettings(Section):
     startup_trials: int | None = Field(default=None, ge=1)
     """Before a model suggests: 4 for gp, 10 for tpe if not given. gp counts all that have a value
     (starts, pruned and running ones too), tpe those that ended; what lacks is tried at random."""
-    grid_points: int = Field(default=3, ge=2)
+    grid_points: int = Field(default=3, ge=2, le=MOST_CHOICES)
     """How many values of a range are tried (grid)."""
     warm_start: StudyName | None = None
     """An earlier study in the same storage, from whose best configurations this one starts."""
@@ -171,7 +204,7 @@ class StudyConfig(Section):
     seed: int = Field(default=0, ge=0, lt=2**32)
     data: DataSettings = DataSettings()
     trial: TrialSettings = TrialSettings()
-    space: dict[str, Parameter] = Field(min_length=1)
+    space: dict[ParameterName, Parameter] = Field(min_length=1, max_length=MOST_PARAMETERS)
     start: Annotated[tuple[Start, ...], BeforeValidator(_as_tables)] = ()
     """Tried first, in this order, after the notebook's configuration."""
     sampler: SamplerSettings = SamplerSettings()
@@ -205,7 +238,11 @@ def load_study_file(study: str, overrides: Mapping[str, Any] | None = None) -> S
     """
     path = SHIPPED_DIRECTORY / f"{study}.toml" if study in SHIPPED else Path(study)
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            text = file.read(LARGEST_FILE_BYTES + 1)
+        if len(text) > LARGEST_FILE_BYTES:
+            raise UserError(f"study file {study!r}: larger than {LARGEST_FILE_BYTES:,} bytes")
+        content = tomllib.loads(text.decode())
     except (OSError, UnicodeDecodeError) as error:
         shipped = " and ".join(SHIPPED)
         reason = error.strerror if isinstance(error, OSError) else "not text in UTF-8"
@@ -213,8 +250,10 @@ def load_study_file(study: str, overrides: Mapping[str, Any] | None = None) -> S
             f"study file {study!r}: {reason}; {shipped} ship with hpsearch, "
             "and hpsearch init writes one to start from"
         ) from error
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{study}: not TOML: {error}") from error
+    except ValueError as error:  # TOMLDecodeError is one; so is a number of too many digits.
+        raise UserError(f"{study}: not TOML: {shortened(str(error), LONGEST_SHOWN)}") from error
+    except RecursionError as error:
+        raise UserError(f"{study}: {TOO_DEEP}") from error
     return parse_study(content, study, overrides)
 
 
@@ -229,13 +268,15 @@ def parse_study(
     Raises:
         UserError: in one line, the first key that is wrong and why.
     """
-    settings = copy.deepcopy(dict(content))
-    for key, value in (overrides or {}).items():
-        _set(settings, key, value)
     try:
+        settings = copy.deepcopy(dict(content))
+        for key, value in (overrides or {}).items():
+            _set(settings, key, value)
         return StudyConfig.model_validate(settings)
     except ValidationError as error:
         raise UserError(f"{origin}: {_first_error(error)}") from error
+    except RecursionError as error:
+        raise UserError(f"{origin}: {TOO_DEEP}") from error
 
 
 def _first_error(error: ValidationError) -> str:
@@ -244,14 +285,14 @@ def _first_error(error: ValidationError) -> str:
     first = errors[0]
     # A parameter is a union; the name of the member that failed means nothing to the user.
     location = [str(part) for part in first["loc"] if not re.match(r"Range|tuple\[", str(part))]
-    key = ".".join(location)
+    key = shortened(".".join(location), LONGEST_SHOWN)
     message = str(first["msg"]).removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         message = "unknown key; known here are " + ", ".join(_known_keys(location[:-1]))
     elif first["type"] == "missing":
         message = "missing"
     elif "input" in first and not isinstance(first["input"], dict) and "must" not in message:
-        message = f"{message}, but is {first['input']!r}"
+        message = f"{message}, but is {shortened(repr(first['input']), LONGEST_SHOWN)}"
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     return f"{key}: {message}{more}" if key else f"{message}{more}"
 
@@ -285,7 +326,7 @@ def parse_assignment(assignment: str) -> tuple[str, Any]:
         )
     try:
         return key.strip(), tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return key.strip(), _as_in_python(value.strip())
 
 

@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
+from data.errors import UserError
 from studies.study import OpenedStudy, exists, open_study
 
 # Attributes of the confirming study.
@@ -67,31 +70,49 @@ class Confirmation:
     None if either lost a seed: the mean of those that are left is better than what is expected."""
 
 
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A confirmation as it is kept, in JSON."""
+
+    asked: list[list[int]]
+    """Trial and seed of each retraining, sorted."""
+    result: Confirmation
+
+
 def confirming_name(name: str) -> str:
     """The name of the study that confirms a study."""
     return f"{name}-confirm"
 
 
-def from_json(document: Mapping[str, Any]) -> Confirmation:
-    return Confirmation(
-        candidates=tuple(Candidate(**item) for item in document["candidates"]),
-        winner=Candidate(**document["winner"]),
-        trial=document["trial"],
-        parameters=document["parameters"],
-        seeds=document["seeds"],
-        test=TestResult(**document["test"]) if document["test"] else None,
-        baseline=TestResult(**document["baseline"]) if document["baseline"] else None,
-        difference=tuple(document["difference"]) if document["difference"] else None,
-    )
-
-
 def confirmation_of(opened: OpenedStudy) -> Confirmation | None:
-    """The confirmation of a study, if there is one; not of another study that had its name."""
+    """The confirmation of a study, if there is one; not of another study that had its name.
+
+    Raises:
+        UserError: what is stored is not what hpsearch stores.
+    """
     name = confirming_name(opened.config.name)
     if not exists(opened.storage, name):
         return None
-    attributes = open_study(opened.storage, name).study.user_attrs
-    stored = attributes.get(CONFIRMATION)
-    if stored is None or attributes.get(SEARCHED) != opened.identity:
+    confirming = open_study(opened.storage, name)
+    if confirming.study.user_attrs.get(SEARCHED) != opened.identity:
         return None
-    return from_json(stored["result"])
+    stored = stored_in(confirming)
+    return stored.result if stored else None
+
+
+def stored_in(confirming: OpenedStudy) -> Stored | None:
+    """What is kept in a confirming study, once its retrainings have been judged.
+
+    Raises:
+        UserError: it is not what hpsearch stores.
+    """
+    stored = confirming.study.user_attrs.get(CONFIRMATION)
+    if stored is None:
+        return None
+    try:
+        return TypeAdapter(Stored).validate_python(stored)
+    except ValidationError as error:
+        raise UserError(
+            f"study {confirming.config.name!r}: what is stored as its {CONFIRMATION} was not "
+            "written by hpsearch"
+        ) from error

@@ -1,36 +1,85 @@
-"""optuna-dashboard on a study's storage, as a page that only shows."""
+"""optuna-dashboard on a study's storage, behind guards: it has none of its own."""
 
-import logging
 from collections.abc import Callable, Iterable
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
 
 import waitress
 from optuna.storages import BaseStorage
 from optuna_dashboard import wsgi
 
-READING_METHODS = ("GET", "HEAD")
+from data.errors import UserError
+from studies.guard import (
+    Application,
+    host_name,
+    is_of_this_machine,
+    known_hosts,
+    logged_in,
+    read_only,
+    same_site,
+    with_security_headers,
+)
+from studies.password import HASH_VARIABLE, Login, PasswordHash, read_password_file
 
-Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
+ALL_ADDRESSES = ("0.0.0.0", "::")
+LARGEST_REQUEST_BYTES = 2**20
+"""A note with its text is the largest; without a limit, anybody can fill the disk."""
 
-logger = logging.getLogger(__name__)
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Who may do what."""
+
+    names: frozenset[str]
+    """By which the dashboard may be called."""
+    password: PasswordHash | None
+    allow_edits: bool
 
 
-def application(storage: BaseStorage, allow_edits: bool) -> Application:
-    """The dashboard as a WSGI application; without `allow_edits`, changes are answered by 403."""
+def plan_access(
+    host: str,
+    allowed_hosts: Iterable[str],
+    password_file: Path | None,
+    password_hash: str | None,
+    no_password: bool,
+    allow_edits: bool,
+) -> Access:
+    """Decide who may use a dashboard that listens on `host`.
+
+    Args:
+        allowed_hosts: names beside `host` and those of the machine itself.
+        password_hash: as in the environment.
+        no_password: whether the user wants none.
+
+    Raises:
+        UserError: other machines could reach it without a password, which nobody has asked for;
+            or what was asked for is contradictory or malformed.
+    """
+    password = None
+    if password_file:
+        password = read_password_file(password_file)
+    elif password_hash:
+        password = PasswordHash.parse(password_hash)
+    if password and no_password:
+        raise UserError(f"--no-password, but there is one (--password-file or {HASH_VARIABLE})")
+    if password is None and not no_password and not is_of_this_machine(host):
+        raise UserError(
+            f"--host {host}: other machines can reach it; give --password-file FILE (or "
+            f"{HASH_VARIABLE} in the environment), or --no-password if all of them may look"
+        )
+    bound = [] if host in ALL_ADDRESSES else [host]
+    names = frozenset([*LOCAL_NAMES, *map(host_name, [*bound, *allowed_hosts])])
+    return Access(names, password, allow_edits)
+
+
+def application(storage: BaseStorage, access: Access) -> Application:
+    """The dashboard as a WSGI application that answers those who have access."""
     dashboard: Application = wsgi(storage)
-    return dashboard if allow_edits else read_only(dashboard)
-
-
-def read_only(inner: Application) -> Application:
-    """Refuse every request that could change something."""
-
-    def guarded(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        if environ["REQUEST_METHOD"] in READING_METHODS:
-            return inner(environ, start_response)
-        start_response("403 Forbidden", [("Content-Type", "application/json")])
-        return [b'{"reason": "This dashboard is read-only; see hpsearch dashboard --help."}']
-
-    return guarded
+    guarded = same_site(dashboard) if access.allow_edits else read_only(dashboard)
+    if access.password:
+        guarded = logged_in(guarded, Login(access.password))
+    return with_security_headers(known_hosts(guarded, access.names))
 
 
 def serve(app: Application, host: str, port: int, started: Callable[[int], None]) -> None:
@@ -39,7 +88,9 @@ def serve(app: Application, host: str, port: int, started: Callable[[int], None]
     Raises:
         OSError: the address is in use or not of this machine.
     """
-    server = waitress.create_server(app, host=host, port=port, threads=8)
+    server = waitress.create_server(
+        app, host=host, port=port, threads=8, max_request_body_size=LARGEST_REQUEST_BYTES
+    )
     started(server.effective_port)
     try:
         server.run()

@@ -1,7 +1,9 @@
 """Writing the folder in which a model leaves the study: whole, or not at all."""
 
+import html
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -14,7 +16,9 @@ from data.errors import UserError
 from data.files import unwritable
 from data.weights import packed
 from studies.confirmation import TestResult
+from studies.text import printable, shortened
 
+LONGEST_CELL = 200  # characters
 FILES = {"model.safetensors", "trial.json", "README.md"}
 
 
@@ -129,7 +133,9 @@ def readme(description: Mapping[str, Any], name: str) -> str:
             over = TestResult(**test_of_all).out_of(seeds) or over
             lines.append(f"| test, {over} | {test_of_all['mean']:.2%} |")
     lines += ["", "## Parameters", "", "| | |", "|---|---|"]
-    lines += [f"| {key} | {value} |" for key, value in description["parameters"].items()]
+    lines += [
+        f"| {_cell(key)} | {_cell(value)} |" for key, value in description["parameters"].items()
+    ]
     of_before = " of the model before" if before else ""
     lines += ["", f"Validation accuracy{of_before} after each epoch: "]
     lines[-1] += ", ".join(f"{accuracy:.2%}" for accuracy in accuracies) + "."
@@ -160,6 +166,12 @@ def readme(description: Mapping[str, Any], name: str) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _cell(value: object) -> str:
+    """As a cell of a table in Markdown, which is shown as it is whatever stands in it."""
+    text = html.escape(printable(shortened(str(value), LONGEST_CELL)), quote=False)
+    return re.sub(r"([\\`*_\[\]|~])", r"\\\1", " ".join(text.split()))
 
 
 def _test_rows(description: Mapping[str, Any]) -> list[str]:

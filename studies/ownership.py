@@ -118,7 +118,7 @@ class OwnedStorage(BaseStorage):
         running = (TrialState.RUNNING,)
         for trial in self.get_all_trials(study_id, deepcopy=False, states=running):
             owner = trial.user_attrs.get(OWNER)
-            if owner and owner.startswith(f"{worker}-"):
+            if isinstance(owner, str) and owner.startswith(f"{worker}-"):
                 self.take_away(trial._trial_id, owner, most_losses, reason)
 
     def record_heartbeat(self, trial_id: int) -> None:
@@ -228,7 +228,8 @@ class DatabaseStorage(OwnedStorage, RDBStorage):
             trial = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
             if trial.state != TrialState.RUNNING or self._owner(session, trial_id) != owner:
                 return False
-            losses = 1 + (self._get(session, trial_id, LOSSES) or 0)
+            before = self._get(session, trial_id, LOSSES)
+            losses = 1 + (before if isinstance(before, int) else 0)
             if losses > most_losses:
                 times = "once" if losses == 1 else f"{losses} times"
                 self._set(session, trial_id, ERROR, f"its worker was lost {times}; last: {reason}")
@@ -253,8 +254,8 @@ class DatabaseStorage(OwnedStorage, RDBStorage):
             raise NotOwned(f"trial {trial_id} belongs to another worker by now")
 
     def _owner(self, session: Session, trial_id: int) -> str | None:
-        owner: str | None = self._get(session, trial_id, OWNER)
-        return owner
+        owner = self._get(session, trial_id, OWNER)
+        return owner if isinstance(owner, str) else None
 
     def _get(self, session: Session, trial_id: int, key: str) -> Any:
         attribute = models.TrialUserAttributeModel

@@ -14,6 +14,8 @@ import optuna
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as NoFreeConnection
 
+from studies.text import without_passwords
+
 DEFAULT_SECONDS = 600.0
 STORAGE_LOST_EXIT_CODE = 75
 """EX_TEMPFAIL of sysexits.h: to be tried again later."""
@@ -66,7 +68,7 @@ class ProxyFailure(optuna.exceptions.StorageInternalError):
 def reason(error: BaseException) -> str:
     """What the database itself said, in one line."""
     original = getattr(_database_error(error), "orig", None) or _database_error(error)
-    return " ".join(str(original).split())[:300]
+    return without_passwords(" ".join(str(original).split()))[:300]
 
 
 def is_transient(error: BaseException) -> bool:

@@ -1,7 +1,6 @@
 """The server of `hpsearch storage-proxy`: one process that speaks to the database, for many."""
 
 import hmac
-import ipaddress
 import json
 import logging
 import threading
@@ -71,14 +70,6 @@ def wait(server: grpc.Server) -> None:
         server.wait_for_termination()
     finally:
         server.stop(STOP_SECONDS).wait()
-
-
-def is_of_this_machine(host: str) -> bool:
-    """Whether only this machine reaches what listens there."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 class SharedCache(_CachedStorage):

@@ -7,6 +7,10 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from studies.text import shortened
+
+LONGEST_ATTRIBUTE = 500  # characters
+
 # Attributes of a trial, written by its worker.
 WORKER = "worker"
 SEED = "seed"
@@ -74,6 +78,7 @@ def record(trial: FrozenTrial) -> TrialRecord:
     )
     complete = trial.state == TrialState.COMPLETE
     attributes = trial.user_attrs
+    epochs_before = attributes.get(EPOCHS_BEFORE)
     seconds = trial.duration.total_seconds() if trial.duration else None
     return TrialRecord(
         number=trial.number,
@@ -81,13 +86,22 @@ def record(trial: FrozenTrial) -> TrialRecord:
         parameters=dict(trial.params),
         accuracies=accuracies,
         value=trial.value if complete else max(accuracies, default=None),
-        worker=attributes.get(WORKER),
-        images_per_second=attributes.get(IMAGES_PER_SECOND),
-        reason=attributes.get(ERROR) or attributes.get(DIVERGED),
+        worker=_text(attributes.get(WORKER)),
+        images_per_second=_number(attributes.get(IMAGES_PER_SECOND)),
+        reason=_text(attributes.get(ERROR) or attributes.get(DIVERGED)),
         started=trial.datetime_start,
         seconds=seconds,
-        epochs_before=attributes.get(EPOCHS_BEFORE, 0),
+        epochs_before=epochs_before if isinstance(epochs_before, int) else 0,
     )
+
+
+def _text(stored: object) -> str | None:
+    """An attribute that is to be a text; whoever can write to the database may have other ideas."""
+    return None if stored is None else shortened(str(stored), LONGEST_ATTRIBUTE)
+
+
+def _number(stored: object) -> float | None:
+    return stored if isinstance(stored, int | float) and 0 <= stored < 1e12 else None
 
 
 def _state(trial: FrozenTrial) -> str:

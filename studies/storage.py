@@ -1,6 +1,7 @@
 """Opening the database that a study lives in."""
 
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from data.errors import UserError
 from studies.ownership import DatabaseStorage, OwnedStorage
 from studies.patience import STORAGE_ERRORS, Patience, reason
+from studies.text import masked_url, printable
 
 DEFAULT_URL = "sqlite:///hpsearch.db"
 PROXY = "grpc://"
@@ -103,6 +105,9 @@ def parse_url(url: str) -> URL:
         parsed = sqlalchemy.make_url(url)
         if parsed.drivername == "postgresql":
             parsed = parsed.set(drivername="postgresql+psycopg")
+        if "@" in f"{parsed.host}{parsed.database}" and parsed.password is not None:
+            # Else a part of it is taken for the host, and shown in errors.
+            raise UserError("storage: an @ within a password is written %40 in a URL")
         parsed.get_dialect()
     except (ArgumentError, NoSuchModuleError) as error:
         raise UserError(
@@ -119,11 +124,10 @@ def parse_url(url: str) -> URL:
 def masked(url: str) -> str:
     """The URL as it may be shown: without its password."""
     try:
-        parsed = sqlalchemy.make_url(url)
+        sqlalchemy.make_url(url)
     except ArgumentError:
         return "(not a URL)"
-    secret = [key for key in parsed.query if "pass" in key.lower()]
-    return parsed.difference_update_query(secret).render_as_string(hide_password=True)
+    return printable(masked_url(url))
 
 
 def _open(url: URL) -> DatabaseStorage:
@@ -196,4 +200,15 @@ def _is_creation_race(reason: str) -> bool:
 
 def storage_failure(error: BaseException) -> str | None:
     """What a database said in this exception, or None if it is not of a database."""
-    return f"the storage failed: {reason(error)}" if isinstance(error, STORAGE_ERRORS) else None
+    if isinstance(error, STORAGE_ERRORS):
+        return f"the storage failed: {reason(error)}"
+    if _comes_from_optuna_s_storages(error):
+        # What is stored is not what Optuna writes, or it was deleted in the meantime.
+        return f"the storage cannot be read: {type(error).__name__}: {reason(error)}"
+    return None
+
+
+def _comes_from_optuna_s_storages(error: BaseException) -> bool:
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    modules = [str(frame.f_globals.get("__name__")) for frame in frames]
+    return any(module.startswith("optuna.storages.") for module in modules)

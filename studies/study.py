@@ -4,21 +4,21 @@ import logging
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import optuna
 from optuna.storages import BaseStorage
 from optuna.study import Study
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from data.errors import UserError
 from studies.config import (
     DEFAULT_OBJECTIVE,
-    Budget,
-    CheckpointSettings,
     StudyConfig,
+    StudyName,
     differences,
     parse_study,
 )
@@ -39,6 +39,14 @@ CREATION_PATIENCE_SECONDS = 20
 """How long to wait for another process to finish creating a study."""
 
 logger = logging.getLogger(__name__)
+
+
+class WarmStartNote(BaseModel):
+    """What a study keeps of the one that it started from."""
+
+    study: StudyName
+    starts: int
+    trials: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +93,13 @@ def create_or_continue(
         check_data(opened, data_digest)
         check_versions(opened)
         _store_what_may_change(opened.study, config)
-        return open_study(storage, config.name), False
+        # What was checked, not what the database says by now.
+        latest = {"budget": config.budget, "checkpoints": config.checkpoints}
+        return replace(opened, config=opened.config.model_copy(update=latest)), False
     with quiet_optuna():
         study.set_metric_names([METRIC])
-    study.set_user_attr(IDENTITY, secrets.token_hex(4))
+    identity = secrets.token_hex(4)
+    study.set_user_attr(IDENTITY, identity)
     study.set_user_attr(DATA_DIGEST, data_digest)
     study.set_user_attr(VERSIONS, versions())
     _store_what_may_change(study, config)
@@ -98,7 +109,7 @@ def create_or_continue(
         study.enqueue_trial(dict(parameters))
     # Last: a study that has its settings is complete, and others may use it.
     study.set_user_attr(CONFIG, config.model_dump(mode="json"))
-    return open_study(storage, config.name), True
+    return OpenedStudy(study, storage, config, identity), True
 
 
 def _store_what_may_change(study: Study, config: StudyConfig) -> None:
@@ -117,18 +128,41 @@ def open_study(storage: BaseStorage, name: str) -> OpenedStudy:
     except KeyError:
         known = ", ".join(study_names(storage)) or "none"
         raise UserError(f"no study {name!r} in this storage; there: {known}") from None
-    attributes = _attributes_when_created(study)
-    config = parse_study(attributes[CONFIG], f"study {name!r}")
-    latest = {
-        "budget": Budget.model_validate(attributes[BUDGET]),
-        "checkpoints": CheckpointSettings.model_validate(attributes[CHECKPOINTS]),
-    }
-    return OpenedStudy(
-        study=study,
-        storage=storage,
-        config=config.model_copy(update=latest),
-        identity=str(attributes[IDENTITY]),
-    )
+    stored = _checked(_attributes_when_created(study), name)
+    latest = {"budget": stored.budget, "checkpoints": stored.checkpoints}
+    config = parse_study(stored.config | latest, f"study {name!r}")
+    if config.name != name:
+        raise UserError(
+            f"study {name!r} was created as {config.name!r}, the name of its files; give it that "
+            "name again (hpsearch dashboard --allow-edits)"
+        )
+    return OpenedStudy(study=study, storage=storage, config=config, identity=stored.identity)
+
+
+class _Stored(BaseModel):
+    """What every study of hpsearch's has. Others can write to the database: it is checked."""
+
+    model_config = ConfigDict(strict=True)
+
+    config: dict[str, Any]
+    budget: dict[str, Any]
+    checkpoints: dict[str, Any]
+    identity: Annotated[str, StringConstraints(pattern="^[0-9a-f]{8}$")]
+    """A part of a folder's name."""
+    data_digest: Annotated[str, StringConstraints(pattern="^[0-9a-f]{1,128}$")]
+    versions: dict[str, str]
+    warm_start: WarmStartNote | None = None
+
+
+def _checked(attributes: Mapping[str, Any], name: str) -> _Stored:
+    try:
+        return _Stored.model_validate(dict(attributes))
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise UserError(
+            f"study {name!r}: what is stored as its {where} was not written by hpsearch "
+            f"({error.errors()[0]['msg']})"
+        ) from error
 
 
 def stored_config(storage: BaseStorage, name: str, overrides: Mapping[str, Any]) -> StudyConfig:

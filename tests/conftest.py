@@ -97,6 +97,17 @@ def forget_heartbeats(storage: DatabaseStorage) -> None:
         connection.exec_driver_sql("UPDATE trial_heartbeats SET heartbeat = '2020-01-01 00:00:00'")
 
 
+def everything_stored(url: str) -> str:
+    """The rows of all tables of a database."""
+    engine = sqlalchemy.create_engine(url)
+    tables = sqlalchemy.MetaData()
+    tables.reflect(engine)
+    with engine.connect() as connection:
+        rows = [connection.execute(table.select()).all() for table in tables.sorted_tables]
+    engine.dispose()
+    return repr(rows)
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def storage_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A new, empty database of each kind."""

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 import typer.main
+from typer.testing import CliRunner
 
 from search.cli import DEFAULT_GRACE, DEFAULT_PATIENCE, DEFAULT_STORAGE, app
 from search.stop import GRACE_SECONDS
+from studies.password import HASH_VARIABLE, PasswordHash
 from studies.patience import DEFAULT_SECONDS
 from studies.storage import DEFAULT_URL
 
@@ -61,3 +63,12 @@ def test_every_command_has_a_help_text(command: str) -> None:
     )
     assert "Usage: hpsearch" in result.stdout
     assert len(result.stdout.splitlines()) > 5
+
+
+def test_a_password_s_hash_is_printed_for_the_environment() -> None:
+    result = CliRunner().invoke(app, ["dashboard", "--hash-password"], input="right\nright\n")
+    assert result.exit_code == 0
+    name, _, text = result.stdout.strip().partition("=")
+    assert name == HASH_VARIABLE
+    assert PasswordHash.parse(text).matches("right")
+    assert "right" not in result.stdout

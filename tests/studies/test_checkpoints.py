@@ -1,5 +1,8 @@
+import io
 import os
+import pickle
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -184,6 +187,34 @@ def test_no_changed_bit_of_a_checkpoint_goes_unnoticed(tmp_path: Path) -> None:
         directory.store.write("trial-00003.safetensors", flipped(content, place))
         with pytest.raises(UserError, match="damaged"):
             directory.load(3)
+
+
+class Harmful:
+    """Unpickled, it makes a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.folder),)
+
+
+def test_no_code_in_a_state_is_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As somebody who can write to the folder may leave it, with a digest that is right."""
+    directory, run = CheckpointDirectory(Folder(tmp_path / "new")), tmp_path / "run"
+    directory.save_state(3, Resumable((0.5,), {}))
+    for zipped in (True, False):
+        content = io.BytesIO()
+        harmful = {"trial": 3, "accuracies": (0.5,), "state": Harmful(run)}
+        torch.save(harmful, content, _use_new_zipfile_serialization=zipped)
+        state = content.getvalue()
+        directory.store.write("trial-00003-epoch-00001.state", sha256(state).digest() + state)
+        assert directory.load_state(3) is None
+        assert "Weights only load failed" in caplog.text
+        caplog.clear()
+    assert not run.exists()
+    pickle.loads(pickle.dumps(Harmful(run)))
+    assert run.exists(), "it would have"
 
 
 def test_a_missing_checkpoint_is_named(directory: CheckpointDirectory) -> None:

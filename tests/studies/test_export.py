@@ -136,3 +136,12 @@ def test_a_model_that_hpsearch_cannot_load_is_not_said_to_be_usable() -> None:
     text = readme({**DESCRIPTION, "test_accuracy": None}, "best")
     assert "predict" not in text
     assert "test (" not in text
+
+
+def test_the_readme_shows_hostile_parameters_as_they_are() -> None:
+    hostile = "<script>[x](http://evil)|\x1b[2J\n# big" + "y" * 10_000_000
+    text = readme({**DESCRIPTION, "parameters": {hostile: hostile}}, "best")
+    assert len(text) < 5000
+    assert "<script>" not in text
+    assert "[x](http" not in text
+    assert "\x1b" not in text

@@ -155,6 +155,26 @@ def test_a_trial_that_has_found_another_worker_by_now_is_not_taken_from_it(
     assert theirs.get_trial(trial).user_attrs[LOSSES] == 1
 
 
+@pytest.mark.parametrize("hostile", ["many", [1]])
+def test_stored_attributes_of_another_kind_stop_nobody(
+    ours: OwnedStorage,
+    theirs: OwnedStorage,
+    database: DatabaseStorage,
+    study: optuna.Study,
+    hostile: object,
+) -> None:
+    trial = waiting(ours, study)
+    assert ours.take(trial)
+    for key in (LOSSES, OWNER):
+        theirs.set_trial_user_attr(trial, key, hostile)
+    without_a_heartbeat(database, trial)
+    theirs.take_back(study._study_id, "a-1", 3, "silence")
+    ((lost, owner),) = set(theirs.lost_trials(study._study_id).items())
+    assert theirs.take_away(lost, owner, 3, "silence")
+    assert theirs.take(trial)
+    assert theirs.get_trial(trial).user_attrs[LOSSES] == 1
+
+
 def test_a_trial_that_loses_too_many_workers_has_failed(
     ours: OwnedStorage, study: optuna.Study
 ) -> None:

@@ -112,7 +112,9 @@ def test_looking_does_not_create_a_database(tmp_path: Path) -> None:
     ("url", "shown"),
     [
         ("postgresql://me:pw@host/db", "postgresql://me:***@host/db"),
-        ("postgresql://host/db?password=pw&user=me", "postgresql://host/db?user=me"),
+        ("postgresql://host/db?password=pw&user=me", "postgresql://host/db?password=***&user=me"),
+        ("postgresql://me:p@w/x@host/db", "postgresql://me:***@host/db"),
+        ("postgresql://me:p%40w@host/db", "postgresql://me:***@host/db"),
         ("sqlite:///a.db", "sqlite:///a.db"),
         ("no url: pw", "(not a URL)"),
     ],

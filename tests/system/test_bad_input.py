@@ -133,6 +133,10 @@ def test_predict_names_what_it_cannot_use(hpsearch: Hpsearch, tmp_path: Path) ->
     assert_one_line(hpsearch("predict", "empty", "a.jpg"), "empty: not an exported model")
 
 
+def test_a_dashboard_for_other_machines_without_a_password_is_refused(hpsearch: Hpsearch) -> None:
+    assert_one_line(hpsearch("dashboard", "--host", "0.0.0.0"), "give --password-file FILE")
+
+
 def test_a_port_in_use_is_named(hpsearch: Hpsearch, tmp_path: Path) -> None:
     import socket
 

@@ -94,9 +94,14 @@ def test_a_worker_has_more_time_to_stop_than_it_gives_its_epoch() -> None:
 
 
 @pytest.mark.parametrize("service", OURS)
-def test_every_service_waits_for_the_database_and_has_few_rights(service: str) -> None:
+def test_every_service_waits_for_the_database(service: str) -> None:
+    depends = MAIN["services"][service]["depends_on"]
+    assert depends == {"postgres": {"condition": "service_healthy"}}
+
+
+@pytest.mark.parametrize("service", [*OURS, "postgres"])
+def test_every_service_has_few_rights(service: str) -> None:
     settings = MAIN["services"][service]
-    assert settings["depends_on"] == {"postgres": {"condition": "service_healthy"}}
     assert settings["read_only"] is True
     assert settings["cap_drop"] == ["ALL"]
     assert settings["security_opt"] == ["no-new-privileges:true"]
@@ -129,6 +134,11 @@ def test_the_image_runs_hpsearch_as_an_ordinary_user() -> None:
     instructions = (ROOT / "Dockerfile").read_text().splitlines()
     assert "USER hpsearch" in instructions
     assert instructions[-1] == 'ENTRYPOINT ["hpsearch"]'
+    assert not any("user" in MAIN["services"][service] for service in OURS)
+
+
+def test_the_database_runs_as_an_ordinary_user() -> None:
+    assert MAIN["services"]["postgres"]["user"] == "postgres"
 
 
 def test_the_command_of_each_service_works(postgres_url: str, tmp_path: Path) -> None:

@@ -6,10 +6,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import optuna
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Browser, Error, Page, expect, sync_playwright
+
+from studies.storage import open_storage
 
 Hpsearch = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -22,14 +26,36 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture
-def page() -> Iterator[Page]:
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
+        started = playwright.chromium.launch(
             executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"]
         )
-        yield browser.new_page(viewport={"width": 1400, "height": 1000})
-        browser.close()
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Page:
+    return browser.new_page(viewport={"width": 1400, "height": 1000})
+
+
+@contextmanager
+def serving(url: str, *arguments: str) -> Iterator[str]:
+    """The address of a dashboard."""
+    server = subprocess.Popen(
+        [HPSEARCH, "dashboard", "--port", "0", *arguments],
+        env={**os.environ, "HPSEARCH_STORAGE": url},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert server.stdout is not None
+    try:
+        yield server.stdout.readline().split()[0]
+    finally:
+        server.terminate()
+        server.wait(10)
 
 
 @pytest.fixture
@@ -48,16 +74,8 @@ def address(hpsearch: Hpsearch, storage_url: str, tmp_path: Path) -> Iterator[st
     )
     result = hpsearch("run", "shown.toml", "--workers", 1, HPSEARCH_STORAGE=storage_url)
     assert result.returncode == 0, result.stderr
-    server = subprocess.Popen(
-        [HPSEARCH, "dashboard", "--port", "0"],
-        env={**os.environ, "HPSEARCH_STORAGE": storage_url},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert server.stdout is not None
-    yield server.stdout.readline().split()[0]
-    server.terminate()
-    server.wait(10)
+    with serving(storage_url) as served:
+        yield served
 
 
 def test_the_study_s_page_lists_its_trials(page: Page, address: str, tmp_path: Path) -> None:
@@ -73,3 +91,30 @@ def test_the_study_s_page_lists_its_trials(page: Page, address: str, tmp_path: P
     page.screenshot(path=picture)
     assert picture.stat().st_size > 10_000
     assert errors == []
+
+
+def test_a_person_logs_in_and_what_a_study_is_called_is_not_run(
+    browser: Browser, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path / 'a.db'}"
+    hostile = "<img src=x onerror=document.title='run'>"
+    study = optuna.create_study(study_name=hostile, storage=open_storage(url, create=True))
+    study.set_user_attr(hostile, hostile)
+    study.tell(study.ask(), 1.0)
+    password = tmp_path / "password"
+    password.write_text("open sesame\n")
+    with serving(url, "--host", "0.0.0.0", "--password-file", str(password)) as address:
+        local = address.replace("0.0.0.0", "127.0.0.1")
+        stranger = browser.new_page()
+        with pytest.raises(Error, match="INVALID_AUTH_CREDENTIALS"):
+            stranger.goto(local)
+        credentials = {"username": "anybody", "password": "open sesame"}
+        page = browser.new_context(http_credentials=credentials).new_page()  # type: ignore[arg-type]
+        errors: list[str] = []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(local)
+        expect(page.get_by_text(hostile).first).to_be_visible(timeout=20_000)
+        page.goto(local.replace("/dashboard", "/dashboard/studies/1"))
+        expect(page.get_by_text(hostile).first).to_be_visible(timeout=20_000)
+        assert page.title() != "run"
+        assert errors == []

@@ -1,0 +1,246 @@
+"""Study files and stored attributes that somebody has made to do harm."""
+
+import json
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from data.errors import UserError
+from search.live import View, render, results_table, utc_now
+from search.objective import check_space
+from search.prepare import first_trials
+from search.space import make_space
+from search.terminal import SafeConsole
+from search.warm import EARLIER_TRIALS, earlier_trials
+from studies.config import SHIPPED_DIRECTORY, load_study_file, parse_study
+from studies.confirmation import CONFIRMATION, SEARCHED, confirmation_of
+from studies.ownership import OwnedStorage
+from studies.results import (
+    DIVERGED,
+    EPOCHS_BEFORE,
+    ERROR,
+    IMAGES_PER_SECOND,
+    WORKER,
+    as_json,
+    rank,
+    record,
+    summarise,
+)
+from studies.storage import open_storage
+from studies.study import create_or_continue, open_study
+
+DIGEST = "0123456789abcdef"
+SHIPPED_TEXT = (SHIPPED_DIRECTORY / "quickstart.toml").read_text()
+SHIPPED_CONTENT = tomllib.loads(SHIPPED_TEXT)
+
+TEXTS = st.sampled_from(
+    [
+        *("", "/../../etc", "/etc/passwd", "os.system:x", "a:b;c", "<script>alert(1)</script>"),
+        *("[bold]x[/]", "[/nothing]", "\x1b[2J", "x" * 10_000, "\u202e", "name\n", "..", "1e400"),
+    ]
+)
+ATOMS = (
+    TEXTS
+    | st.none()
+    | st.booleans()
+    | st.integers()
+    | st.sampled_from([10**400, -(2**63), 2**53 + 1])
+    | st.floats()
+    | st.text(max_size=20)
+)
+VALUES = st.recursive(
+    ATOMS,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.sampled_from(["low", "high", "log", "name", "trials", "../x"]), inner)
+    ),
+    max_leaves=8,
+)
+QUICK = settings(
+    max_examples=50,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+
+@contextmanager
+def refused_in_a_line() -> Iterator[None]:
+    """Only a `UserError` may be raised within, and a short one."""
+    reason = ""
+    try:
+        yield
+    except UserError as error:
+        reason = str(error)
+    assert len(reason) < 2000
+
+
+def paths(content: dict[str, Any], prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    found = []
+    for key, value in content.items():
+        found.append((*prefix, key))
+        if isinstance(value, dict):
+            found += paths(value, (*prefix, key))
+    return found
+
+
+PATHS = [*paths(SHIPPED_CONTENT), ("trial", "objective"), ("space", "x"), ("<b>", "x"), ("name",)]
+
+
+def use(content: dict[str, Any]) -> None:
+    """All that is done with a study file before anything is created."""
+    config = parse_study(content, "hostile.toml")
+    make_space(config.space)
+    check_space(config, "hostile.toml")
+    first_trials(config, "hostile.toml")
+    module, _, function = config.trial.objective.partition(":")
+    assert all(part.isidentifier() for part in [*module.split("."), function])
+    assert "/" not in config.name
+    assert not config.name.startswith(".")
+
+
+@QUICK
+@given(st.sampled_from(PATHS), VALUES)
+@example(("space", "learning_rate"), {"low": 1.5, "high": 10**400})
+@example(("space", "learning_rate"), [1.5, 10**400])
+@example(("name",), "../../etc")
+@example(("trial", "objective"), "os.system:x; y")
+def test_a_setting_of_any_kind_is_taken_or_refused_in_a_line(
+    path: tuple[str, ...], value: object
+) -> None:
+    content = json.loads(json.dumps(SHIPPED_CONTENT))
+    *sections, key = path
+    section = content
+    for name in sections:
+        section = section.setdefault(name, {})
+    section[key] = value
+    with refused_in_a_line():
+        use(content)
+
+
+@QUICK
+@given(st.data())
+def test_a_study_file_of_any_text_is_taken_or_refused(tmp_path: Path, data: st.DataObject) -> None:
+    start = data.draw(st.integers(0, len(SHIPPED_TEXT)))
+    end = data.draw(st.integers(start, min(start + 40, len(SHIPPED_TEXT))))
+    inserted = data.draw(st.text(max_size=20) | TEXTS | st.sampled_from(["[", "]]", '"""', "= {"]))
+    file = tmp_path / "hostile.toml"
+    text = SHIPPED_TEXT[:start] + inserted + SHIPPED_TEXT[end:]
+    file.write_bytes(text.encode(errors="surrogatepass"))
+    with refused_in_a_line():
+        load_study_file(str(file))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("x = " + "[" * 100_000, "too deeply"),
+        ("x = " + "9" * 5000, "not TOML"),
+        ("x = '" + "a" * 10_000_000 + "'", "larger than"),
+        (SHIPPED_TEXT.replace('"quickstart"', '"../../etc"', 1), "name"),
+        (SHIPPED_TEXT + "\n[x]\n" + "a" * 10_000 + " = 1\n", "unknown key"),
+    ],
+)
+def test_a_file_that_is_too_much_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "hostile.toml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=said) as error:
+        load_study_file(str(file))
+    assert len(str(error.value)) < 2000
+
+
+def test_a_path_that_is_none_is_refused() -> None:
+    for path in ("a\0.toml", "x" * 5000 + ".toml", "/"):
+        with pytest.raises(UserError):
+            load_study_file(path)
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> OwnedStorage:
+    """A real study of one complete trial."""
+    url = f"sqlite:///{tmp_path_factory.mktemp('hostile') / 'a.db'}"
+    opened = open_storage(url, create=True)
+    confirming = load_study_file("quickstart", {"name": "quickstart-confirm"})
+    create_or_continue(opened, confirming, DIGEST, [])
+    study = create_or_continue(opened, load_study_file("quickstart"), DIGEST, [])[0].study
+    trial = study.ask()
+    trial.suggest_categorical("<b>[/x]\x1b[2J", ["unknown"])
+    trial.suggest_categorical("optimizer", ["[/x]\x1b[2J" + "y" * 10_000])
+    trial.report(0.5, 1)
+    study.tell(trial, 0.5)
+    study.ask().report(0.5, 1)
+    return opened
+
+
+@QUICK
+@given(
+    st.sampled_from(
+        ["config", "budget", "checkpoints", "identity", "data_digest", "versions", "warm_start"]
+    ),
+    VALUES,
+)
+@example("identity", "/../../etc")
+@example("config", "x")
+@example("budget", {"trials": "x"})
+def test_a_stored_attribute_of_any_kind_is_harmless(
+    storage: OwnedStorage, key: str, value: object
+) -> None:
+    study_id = storage.get_study_id_from_name("quickstart")
+    before = storage.get_study_user_attrs(study_id)
+    storage.set_study_user_attr(study_id, key, value)
+    try:
+        with refused_in_a_line():
+            opened = open_study(storage, "quickstart")
+            root = Path("var")
+            assert opened.directory(root).resolve().parent == root.resolve()
+            assert opened.config.name == "quickstart"
+    finally:
+        storage.set_study_user_attr(study_id, key, before.get(key))
+
+
+@QUICK
+@given(VALUES)
+def test_what_was_kept_of_another_study_is_checked(storage: OwnedStorage, value: object) -> None:
+    study_id = storage.get_study_id_from_name("quickstart")
+    opened = open_study(storage, "quickstart")
+    storage.set_study_user_attr(study_id, EARLIER_TRIALS, value)
+    with refused_in_a_line():
+        earlier_trials(opened)
+    confirming = storage.get_study_id_from_name("quickstart-confirm")
+    storage.set_study_user_attr(confirming, SEARCHED, opened.identity)
+    storage.set_study_user_attr(confirming, CONFIRMATION, value)
+    with refused_in_a_line():
+        confirmation_of(opened)
+    storage.set_study_user_attr(confirming, CONFIRMATION, {"asked": [[0, 1]], "result": value})
+    with refused_in_a_line():
+        confirmation_of(opened)
+
+
+@QUICK
+@given(st.sampled_from([WORKER, ERROR, DIVERGED, IMAGES_PER_SECOND, EPOCHS_BEFORE]), VALUES)
+@example(WORKER, "\x1b[2J")
+@example(WORKER, ["[/nothing]"])
+@example(ERROR, "[/nothing]\ud800")
+@example(IMAGES_PER_SECOND, "fast")
+@example(EPOCHS_BEFORE, "many")
+def test_a_trial_s_attribute_of_any_kind_can_be_shown(
+    storage: OwnedStorage, key: str, value: object
+) -> None:
+    opened = open_study(storage, "quickstart")
+    running = opened.study.get_trials(deepcopy=False)[1]
+    storage.set_trial_user_attr(running._trial_id, key, value)
+    records = [record(trial) for trial in opened.study.get_trials(deepcopy=False)]
+    json.dumps(as_json(summarise(records), rank(records)))
+    console = SafeConsole()
+    with console.capture() as shown:
+        console.print(results_table(records, opened.config, 5))
+        console.print(render(View(opened.config, "", records, [], utc_now(), 0.0, 0, None)))
+        console.print(records[1].reason)
+    assert "\x1b" not in shown.get()
+    assert len(shown.get()) < 20_000
+    shown.get().encode()
