@@ -11,6 +11,7 @@ import signal
 import sys
 import traceback
 from enum import StrEnum
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
@@ -103,6 +104,29 @@ WorkersPerGpuOption = Annotated[
     int, typer.Option("--workers-per-gpu", min=1, help="Workers that share a GPU.")
 ]
 
+
+class EngineName(StrEnum):
+    """What runs the workers."""
+
+    LOCAL = "local"
+    RAY = "ray"
+
+
+EngineOption = Annotated[
+    EngineName,
+    typer.Option(
+        "--engine", help="Run the workers as processes of this machine, or on a Ray cluster."
+    ),
+]
+AddressOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        show_default="a Ray of this machine alone",
+        help="Of a running Ray cluster: host:port, or auto.",
+    ),
+]
+
 StoragePatienceOption = Annotated[
     float,
     typer.Option(
@@ -142,6 +166,8 @@ def run(
     ] = None,
     workers: WorkersOption = None,
     workers_per_gpu: WorkersPerGpuOption = 1,
+    engine: EngineOption = EngineName.LOCAL,
+    address: AddressOption = None,
     name: Annotated[str | None, typer.Option(help="Another name for the study.")] = None,
     data: DataOption = None,
     warm_start: WarmStartOption = None,
@@ -160,6 +186,7 @@ def run(
     checkpoints: CheckpointsOption = None,
 ) -> None:
     """Search: create or continue a study, run workers, and export the best model."""
+    _check_engine(engine, address)
     from studies.config import is_study_file
     from studies.storage import open_storage
 
@@ -185,8 +212,17 @@ def run(
         workers_per_gpu,
         storage_patience,
         grace,
+        engine=engine,
+        address=address,
     )
     raise typer.Exit(run_study(config, with_storage, options))
+
+
+def _check_engine(engine: EngineName, address: str | None) -> None:
+    if engine is EngineName.RAY and find_spec("ray") is None:
+        raise UserError("--engine ray: Ray is not installed: pip install 'hpsearch[ray]'")
+    if engine is not EngineName.RAY and address is not None:
+        raise UserError("--address is that of a Ray cluster: add --engine ray")
 
 
 def _overrides(
@@ -391,6 +427,8 @@ def confirm(
     seeds: Annotated[int, typer.Option(min=1, help="How often each is trained again.")] = 3,
     workers: WorkersOption = None,
     workers_per_gpu: WorkersPerGpuOption = 1,
+    engine: EngineOption = EngineName.LOCAL,
+    address: AddressOption = None,
     data: DataOption = None,
     storage: StorageOption = DEFAULT_STORAGE,
     directory: DirectoryOption = DEFAULT_DIRECTORY,
@@ -401,6 +439,7 @@ def confirm(
     The winner is chosen by its mean validation accuracy; only then are the test images looked at.
     The retrainings are a study of their own, STUDY-confirm. Afterwards export writes its model.
     """
+    _check_engine(engine, address)
     from studies.config import is_study_file
     from studies.storage import open_storage
 
@@ -420,6 +459,8 @@ def confirm(
         checkpoints,
         workers,
         workers_per_gpu,
+        engine=engine,
+        address=address,
     )
     raise typer.Exit(confirm_study(with_storage, name, options, data, top, seeds, trusted))
 

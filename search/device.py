@@ -10,6 +10,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from data.split import TrainingData
+from search.gpus import check_found, named_gpus
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +24,11 @@ def taken_device(root: Path) -> Iterator[torch.device]:
 
     Args:
         root: the directory for what a run makes.
+
+    Raises:
+        UserError: the user has named GPUs of which one is missing.
     """
+    check_found(named_gpus(), torch.cuda.device_count())
     if not torch.cuda.is_available():
         yield torch.device("cpu")
         return

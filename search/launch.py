@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Protocol
 
+from search.gpus import visible_gpus
 from search.stop import STOPPED_EXIT_CODES
 from studies.ownership import worker_name
 from studies.patience import STORAGE_LOST_EXIT_CODE
@@ -67,23 +69,52 @@ def plan_slots(workers: int | None, workers_per_gpu: int) -> list[Slot]:
     return slots
 
 
-def visible_gpus() -> list[str]:
-    """The GPUs of this machine as `CUDA_VISIBLE_DEVICES` names them."""
-    import torch  # Not needed by others who use this module, and takes seconds.
-
-    count = torch.cuda.device_count()
-    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    return named[:count] if named else [str(index) for index in range(count)]
-
-
 def _threads(cores: int, workers: int) -> dict[str, str]:
-    own = os.environ.get("OMP_NUM_THREADS")
-    return {"OMP_NUM_THREADS": own or str(max(cores // workers, 1))}
+    return thread_limit(cores // workers)
+
+
+def thread_limit(threads: int) -> dict[str, str]:
+    """The environment of a worker that has so many cores, unless the user has said otherwise."""
+    return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(threads, 1))}
+
+
+class RunningWorker(Protocol):
+    """A running or ended worker, wherever it is."""
+
+    @property
+    def slot(self) -> Slot: ...
+
+    @property
+    def log(self) -> Path | None: ...
+
+    @property
+    def name(self) -> str:
+        """As the study knows it; empty as long as that is not known."""
+
+    def ended(self) -> int | str | None:
+        """None while it runs; then its exit code, or in words what took it away without one."""
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Does nothing to one that has ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """What runs workers: processes of this machine, or those of a Ray cluster."""
+
+    slots: Sequence[Slot]
+    start: Callable[[Slot, Sequence[str], Mapping[str, str], Path | None], RunningWorker]
+    """As `start_worker`."""
+
+
+def local_engine(workers: int | None, workers_per_gpu: int) -> Engine:
+    """Processes of this machine; see `plan_slots`."""
+    return Engine(plan_slots(workers, workers_per_gpu), start_worker)
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerProcess:
-    """A running or ended worker."""
+    """A worker that is a process of this machine."""
 
     slot: Slot
     process: subprocess.Popen[bytes]
@@ -91,12 +122,21 @@ class WorkerProcess:
 
     @property
     def name(self) -> str:
-        """As the study knows it."""
         return worker_name(self.process.pid)
+
+    def ended(self) -> int | None:
+        return self.process.poll()
+
+    def send_signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
 
 
 def start_worker(
-    slot: Slot, arguments: Sequence[str], environment: Mapping[str, str], log: Path | None
+    slot: Slot,
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    log: Path | None,
+    wrapper: Sequence[str] = (),
 ) -> WorkerProcess:
     """Start `hpsearch worker` in a process of its own.
 
@@ -104,10 +144,11 @@ def start_worker(
         arguments: after `worker`. Secrets do not belong here: other users can read them.
         environment: in addition to that of this process and of the slot.
         log: where its log lines go, or None for the terminal of this process.
+        wrapper: a command that becomes the one that follows it.
     """
     # A session of its own: Ctrl-C reaches this process alone, which decides what to tell them.
     # -P: a folder called data or model where the user stands must not hide ours.
-    command = [sys.executable, "-P", "-m", "search.cli", "worker", *arguments]
+    command = [*wrapper, sys.executable, "-P", "-m", "search.cli", "worker", *arguments]
     output = log.open("ab") if log else None
     try:
         process = subprocess.Popen(
@@ -153,7 +194,7 @@ class Interruptions:
 class Place:
     """Where one worker runs at a time: the one that does now, or did last."""
 
-    worker: WorkerProcess
+    worker: RunningWorker
     started: float
     """On the clock `time.monotonic`, like the others."""
     deaths: int = 0
@@ -166,8 +207,8 @@ class Place:
 
 def supervise(
     slots: Sequence[Slot],
-    start: Callable[[Slot], WorkerProcess],
-    take_back: Callable[[WorkerProcess, str], None],
+    start: Callable[[Slot], RunningWorker],
+    take_back: Callable[[RunningWorker, str], None],
     interruptions: Interruptions,
     refresh: Callable[[Sequence[Place], int], None],
 ) -> list[str]:
@@ -194,12 +235,14 @@ def supervise(
             # The terminal was closed: workers know of no terminal.
             number = signal.SIGTERM if received is signal.SIGHUP else received
             for place in places:
-                place.worker.process.send_signal(number)  # Does nothing to one that has ended.
+                place.worker.send_signal(number)
             passed_on += 1
             last_passed_on = time.monotonic()
         if passed_on > 1 and time.monotonic() - last_passed_on > KILL_SECONDS:
             for place in places:
-                place.worker.process.kill()
+                place.worker.send_signal(signal.SIGKILL)
+        if any(place.worker.ended() == 0 for place in places):
+            _call_off(places)
         for place in places:
             if place.starts_again is not None:
                 if passed_on:
@@ -207,8 +250,8 @@ def supervise(
                 elif time.monotonic() >= place.starts_again:
                     place.worker, place.started = start(place.worker.slot), time.monotonic()
                     place.starts_again = None
-            elif not place.ended and place.worker.process.poll() is not None:
-                trouble = _after_end(place, take_back, bool(interruptions.received))
+            elif not place.ended and (end := place.worker.ended()) is not None:
+                trouble = _after_end(place, end, take_back, bool(interruptions.received))
                 if trouble:
                     troubles.append(trouble)
         if all(place.ended for place in places):
@@ -219,25 +262,37 @@ def supervise(
         time.sleep(POLL_SECONDS)
 
 
+def _call_off(places: Sequence[Place]) -> None:
+    """The budget is spent: who still waits for room on a cluster would wait for nothing."""
+    for place in places:
+        if not place.worker.name and not place.ended:
+            place.worker.send_signal(signal.SIGTERM)
+            place.starts_again, place.ended = None, True
+
+
 def _after_end(
-    place: Place, take_back: Callable[[WorkerProcess, str], None], interrupted: bool
+    place: Place,
+    end: int | str,
+    take_back: Callable[[RunningWorker, str], None],
+    interrupted: bool,
 ) -> str | None:
     """Decide what becomes of a slot whose worker has ended: a line, if it is given up."""
     worker = place.worker
-    code = worker.process.returncode
     # Negative: the signal came while the worker was starting and had not prepared for it.
-    if code == 0 or (
-        interrupted and code in (*STOPPED_EXIT_CODES, -signal.SIGINT, -signal.SIGTERM)
-    ):
+    if end == 0 or (interrupted and end in (*STOPPED_EXIT_CODES, -signal.SIGINT, -signal.SIGTERM)):
         place.ended = True
         return None
-    reason = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
-    take_back(worker, reason)
+    if isinstance(end, str):
+        reason = end
+    else:
+        reason = f"killed by {signal.Signals(-end).name}" if end < 0 else f"exited with code {end}"
+    if worker.name:
+        take_back(worker, reason)
     where = f"; see {worker.log}" if worker.log else ""
     line = f"worker {worker.slot.index}: {reason}{where}{_last_line(worker.log)}"
     lived = time.monotonic() - place.started
     place.deaths = place.deaths + 1 if lived < SOON_SECONDS else 1
-    if interrupted or code in (USER_ERROR_EXIT_CODE, STORAGE_LOST_EXIT_CODE):
+    if interrupted or end in (USER_ERROR_EXIT_CODE, STORAGE_LOST_EXIT_CODE):
         place.ended = True
     elif place.deaths == MOST_DEATHS:
         place.ended = True
@@ -250,6 +305,7 @@ def _after_end(
 
 
 def _last_line(log: Path | None) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines() if log else []
+    # A worker of another machine may have written its log there.
+    lines = log.read_text(errors="replace").strip().splitlines() if log and log.exists() else []
     # It may be what an objective of the user's own has printed.
     return f": {without_passwords(lines[-1])}" if lines else ""

@@ -25,7 +25,7 @@ class WorkerRow:
     slot: Slot
     trial: TrialRecord | None
     state: str
-    """`running`, `starts again` or `ended`."""
+    """`running`, `waits`, `starts again` or `ended`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -15,12 +16,12 @@ from search.budget import Turn, next_turn
 from search.device import placed, taken_device
 from search.export import any_device, describe, export_best
 from search.launch import (
+    Engine,
     Interruptions,
     Place,
+    RunningWorker,
     Slot,
-    WorkerProcess,
-    plan_slots,
-    start_worker,
+    local_engine,
     supervise,
 )
 from search.live import View, WorkerRow, render, utc_now
@@ -69,6 +70,10 @@ class RunOptions:
     """For how many seconds workers go on while the storage does not answer."""
     grace: float = GRACE_SECONDS
     """How many seconds a running epoch has to end, when asked to stop."""
+    engine: str = "local"
+    """Or `ray`."""
+    address: str | None = None
+    """Of the Ray cluster."""
 
 
 def run_study(config: StudyConfig, storage: OwnedStorage, options: RunOptions) -> int:
@@ -113,9 +118,10 @@ def run_workers(
 ) -> list[str]:
     """Run workers until the budget is spent, with the live view on a terminal; see `supervise`."""
     config = opened.config
-    logs = opened.directory(options.root) / "logs"
+    root = options.root.absolute()  # Workers elsewhere have no such working directory.
+    logs = opened.directory(root) / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    arguments = [config.name, "--directory", str(options.root), "--data", source]
+    arguments = [config.name, "--directory", str(root), "--data", source]
     arguments += ["--storage-patience", str(options.storage_patience)]
     arguments += ["--grace", str(options.grace)]
     if config.trial.objective != DEFAULT_OBJECTIVE:
@@ -124,12 +130,6 @@ def run_workers(
         arguments += ["--checkpoints", options.checkpoints]
     # The URL may hold a password: it goes by the environment, which only the user can read.
     environment = {"HPSEARCH_STORAGE": options.url}
-    slots = plan_slots(options.workers, options.workers_per_gpu)
-
-    def start(slot: Slot) -> WorkerProcess:
-        log = logs / f"worker-{slot.index}.log" if console.is_terminal else None
-        return start_worker(slot, arguments, environment, log)
-
     patience = Patience(options.storage_patience)
     dead: list[tuple[str, str]] = []
 
@@ -146,11 +146,16 @@ def run_workers(
         except StorageLost:
             return otherwise
 
-    def take_back(worker: WorkerProcess, reason: str) -> None:
+    def take_back(worker: RunningWorker, reason: str) -> None:
         dead.append((worker.name, reason))
         attempt(take_back_dead, None)
 
-    def watch() -> list[str]:
+    def watch(engine: Engine) -> list[str]:
+        def start(slot: Slot) -> RunningWorker:
+            log = logs / f"worker-{slot.index}.log" if console.is_terminal else None
+            return engine.start(slot, arguments, environment, log)
+
+        slots = engine.slots
         if not console.is_terminal:
             return supervise(
                 slots, start, take_back, interruptions, lambda *_: attempt(take_back_dead, None)
@@ -177,9 +182,19 @@ def run_workers(
 
             return supervise(slots, start, take_back, interruptions, refresh)
 
-    troubles = watch()
+    with _engine(options) as engine:
+        interruptions.install()  # Again: Ray puts its own handlers in their place.
+        troubles = watch(engine)
     attempt(take_back_dead, None)
     return troubles
+
+
+def _engine(options: RunOptions) -> AbstractContextManager[Engine]:
+    if options.engine == "local":
+        return nullcontext(local_engine(options.workers, options.workers_per_gpu))
+    from search.ray_engine import ray_engine  # An extra.
+
+    return ray_engine(options.address, options.url, options.workers, options.workers_per_gpu)
 
 
 def _trouble(patience: Patience) -> str | None:
@@ -222,7 +237,9 @@ def _rows(places: Sequence[Place], records: Sequence[TrialRecord]) -> list[Worke
 def _state(place: Place) -> str:
     if place.ended:
         return "ended"
-    return "running" if place.starts_again is None else "starts again"
+    if place.starts_again is not None:
+        return "starts again"
+    return "running" if place.worker.name else "waits"
 
 
 def _with_source_of(study: StudyConfig, config: StudyConfig) -> StudyConfig:

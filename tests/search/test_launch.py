@@ -1,14 +1,17 @@
 import os
+from pathlib import Path
 
 import pytest
 import torch
 
-from search.launch import plan_slots, visible_gpus
+from search.gpus import visible_gpus
+from search.launch import plan_slots
 
 
 @pytest.fixture
-def gpus(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+def gpus(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     count, visible = request.param
+    monkeypatch.setenv("PATH", str(tmp_path))  # Where there is no nvidia-smi.
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
