@@ -269,6 +269,4 @@ def _connect(address: str) -> None:
         ray.init(address, logging_level=logging.ERROR, **local)
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
-        if "InvalidAuthToken" in str(error.__cause__):
-            reason += "; it wants its token: RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
         raise UserError(f"--address {address}: no Ray cluster there: {reason}") from error

@@ -189,8 +189,11 @@ def test_an_sqlite_file_is_refused_on_several_nodes(cluster: Cluster) -> None:
 
 
 @pytest.mark.usefixtures("restored_signals")
-def test_workers_see_the_gpu_that_ray_gives_them_alone(head: Cluster, tmp_path: Path) -> None:
-    """Ray takes our word that the node has two."""
+def test_workers_have_a_gpu_each_and_the_launcher_s_settings(
+    head: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray takes our word that the node has two GPUs."""
+    monkeypatch.setenv("AWS_REGION", "here")  # The nodes were started without it.
     node = head.add_node(num_cpus=2, num_gpus=2)
     nowhere = {"HPSEARCH_STORAGE": "postgresql+psycopg://nobody@127.0.0.1:1/none"}
     try:
@@ -206,8 +209,9 @@ def test_workers_see_the_gpu_that_ray_gives_them_alone(head: Cluster, tmp_path: 
             wait_for(lambda: all(worker.ended() == -signal.SIGKILL for worker in workers))
     finally:
         head.remove_node(node)
-    seen = [re.findall(rb"\bCUDA_VISIBLE_DEVICES=([^\0]*)", text) for text in environments]
+    seen = [re.findall(rb"\0CUDA_VISIBLE_DEVICES=([^\0]*)", text) for text in environments]
     assert sorted(seen) == [[b"0"], [b"0"], [b"1"], [b"1"]]
+    assert all(b"\0AWS_REGION=here\0" in text for text in environments)
 
 
 def test_an_address_without_a_cluster_is_said_at_once() -> None:
