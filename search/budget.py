@@ -1,20 +1,22 @@
 """How many trials: exactly as many as asked for, however many workers there are.
 
-The rule needs no lock and no counter, only the trials themselves: the budget belongs to the first
-N trials, by number, that have not failed. A trial is made as a waiting one, and taken only if it is
-among these. Numbers never change and a failed trial never comes back to life, so two workers can
-judge at different moments and still not run one trial too many.
+The rule needs no counter, only the trials themselves: the budget belongs to the first N trials, by
+number, that have not failed. A waiting trial is taken only if it is among these, and a new one made
+only while there are fewer, which no two workers do at once. Numbers never change and a failed trial
+never comes back to life, so two workers can judge at different moments and still not run one trial
+too many.
 """
 
 from collections.abc import Sequence
 from enum import Enum, auto
+from typing import Protocol, TypeVar
 
 from optuna.study import Study
-from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
+from optuna.trial import Trial, TrialState
 
 from data.errors import UserError
 from studies.ownership import OwnedStorage
-from studies.results import ERROR
+from studies.standing import Ended
 
 MOST_FAILURES_IN_A_ROW = 10
 
@@ -29,7 +31,20 @@ class Turn(Enum):
     DONE = auto()
 
 
-def budgeted(trials: Sequence[FrozenTrial], limit: int | None) -> list[FrozenTrial]:
+class Numbered(Protocol):
+    """What the budget looks at of a trial."""
+
+    @property
+    def number(self) -> int: ...
+
+    @property
+    def state(self) -> TrialState: ...
+
+
+AnyTrial = TypeVar("AnyTrial", bound=Numbered)
+
+
+def budgeted(trials: Sequence[AnyTrial], limit: int | None) -> list[AnyTrial]:
     """The trials that the budget belongs to, by number; all that have not failed if no limit."""
     alive = sorted(
         (trial for trial in trials if trial.state != TrialState.FAIL),
@@ -38,7 +53,7 @@ def budgeted(trials: Sequence[FrozenTrial], limit: int | None) -> list[FrozenTri
     return alive[:limit]
 
 
-def next_turn(trials: Sequence[FrozenTrial], limit: int | None, may_create: bool) -> Turn:
+def next_turn(trials: Sequence[Numbered], limit: int | None, may_create: bool) -> Turn:
     """Decide for a worker that found no waiting trial.
 
     Args:
@@ -53,18 +68,31 @@ def next_turn(trials: Sequence[FrozenTrial], limit: int | None, may_create: bool
 
 def claim(study: Study, storage: OwnedStorage, limit: int | None, may_create: bool) -> Trial | Turn:
     """A trial to run, which no other worker has, or what to do instead."""
+    study_id = study._study_id
     while True:
-        trials = study.get_trials(deepcopy=False)
-        for trial in budgeted(trials, limit):
-            free = trial.state == TrialState.WAITING or storage.may_have_taken(trial._trial_id)
-            if free and storage.take(trial._trial_id):
-                return Trial(study, trial._trial_id)
-        turn = next_turn(trials, limit, may_create)
+        if storage.may_have_created() and (created := storage.create(study_id, limit)) is not None:
+            return _read(study, storage, created)
+        ended, trials = storage.open_trials(study_id)
+        left = None if limit is None else max(limit - ended, 0)
+        for trial in budgeted(trials, left):
+            free = trial.state == TrialState.WAITING or storage.may_have_taken(trial.trial_id)
+            if free and storage.take(trial.trial_id):
+                return _read(study, storage, trial.trial_id)
+        turn = next_turn(trials, left, may_create)
         if turn is not Turn.NEW:
             return turn
-        # It waits for a moment: another may take it, or find that it is beyond the budget.
-        waiting = create_trial(state=TrialState.WAITING)
-        storage.create_new_trial(study._study_id, waiting)
+        created = storage.create(study_id, limit)
+        if created is not None:
+            return _read(study, storage, created)
+
+
+def _read(study: Study, storage: OwnedStorage, trial_id: int) -> Trial:
+    """A trial of ours; if it cannot be read at the moment, the next claim finds it."""
+    try:
+        return Trial(study, trial_id)
+    except Exception:
+        storage.doubt(trial_id)
+        raise
 
 
 def withdraw(storage: OwnedStorage, trial_id: int) -> None:
@@ -73,19 +101,19 @@ def withdraw(storage: OwnedStorage, trial_id: int) -> None:
         storage.set_trial_state_values(trial_id, TrialState.FAIL)
 
 
-def check_failures(trials: Sequence[FrozenTrial]) -> None:
+def check_failures(last: Sequence[Ended]) -> None:
     """Stop a search in which nothing works.
 
+    Args:
+        last: the `MOST_FAILURES_IN_A_ROW` trials that ended last, the last first.
+
     Raises:
-        UserError: the last trials to end have all failed with an error of their own.
+        UserError: they have all failed with an error of their own.
     """
-    ended = [trial for trial in trials if trial.datetime_complete is not None]
-    ended.sort(key=lambda trial: (trial.datetime_complete, trial.number))
-    last = ended[-MOST_FAILURES_IN_A_ROW:]
     if len(last) == MOST_FAILURES_IN_A_ROW and all(
-        trial.state == TrialState.FAIL and ERROR in trial.user_attrs for trial in last
+        trial.state == TrialState.FAIL and trial.error is not None for trial in last
     ):
         raise UserError(
-            f"the last {MOST_FAILURES_IN_A_ROW} trials all failed; trial {last[-1].number}: "
-            f"{last[-1].user_attrs[ERROR]}"
+            f"the last {MOST_FAILURES_IN_A_ROW} trials all failed; trial {last[0].number}: "
+            f"{last[0].error}"
         )

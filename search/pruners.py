@@ -4,7 +4,7 @@ They judge a trial at a few epochs, the rungs, as successive halving does, and n
 look at a noisy curve is another chance to stop what would have been the best.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from statistics import NormalDist
 
 import numpy as np
@@ -15,6 +15,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from search.curves import CurveModel, best_so_far, make_cube, normalised, observe
+from studies.ownership import OwnedStorage
 
 
 def rungs(epochs: int, reduction_factor: int, warmup_epochs: int) -> frozenset[int]:
@@ -30,6 +31,51 @@ def rungs(epochs: int, reduction_factor: int, warmup_epochs: int) -> frozenset[i
     return frozenset(power for power in powers if power > warmup_epochs)
 
 
+def reached_by(epoch: int, study: Study, but: int) -> np.ndarray:
+    """The best value up to an epoch of all trials that got as far but of one, by its number."""
+    curves = [
+        best_so_far(other)
+        for other in study.get_trials(deepcopy=False)
+        if other.number != but and len(other.intermediate_values) >= epoch
+    ]
+    # One that never reported a finite value is worse than any.
+    return np.array(
+        [curve[min(epoch, len(curve)) - 1] if len(curve) else -np.inf for curve in curves]
+    )
+
+
+class Reached:
+    """The same as `reached_by`, asked of the database for these numbers alone.
+
+    What has ended does not change: of the trials before the first one that has not, it is read
+    once and kept.
+    """
+
+    def __init__(self, storage: OwnedStorage, study_id: int) -> None:
+        self._storage, self._study_id = storage, study_id
+        self._kept: dict[int, list[float]] = {}
+        """By epoch."""
+        self._first_open: dict[int, int] = {}
+        """By epoch, the first trial of which nothing is kept."""
+
+    def by(self, epoch: int, but: int) -> np.ndarray:
+        """Of all trials that got as far but of one, by its identity; -inf if none was finite."""
+        found = self._storage.reached(self._study_id, epoch, self._first_open.get(epoch, 0))
+        kept = self._kept.setdefault(epoch, [])
+        others: list[float] = []
+        all_ended = True
+        for trial in found:
+            if all_ended and not trial.has_ended:
+                all_ended = False
+                self._first_open[epoch] = trial.trial_id
+            if trial.reports < epoch or trial.trial_id == but:
+                continue
+            (kept if all_ended else others).append(-np.inf if trial.best is None else trial.best)
+        if all_ended and found:
+            self._first_open[epoch] = found[-1].trial_id + 1
+        return np.array(kept + others, dtype=np.float64)
+
+
 class MedianPruner(BasePruner):
     """Stop a trial that is below the median of all others that got as far.
 
@@ -42,35 +88,33 @@ class MedianPruner(BasePruner):
     Args:
         startup_trials: others that must have reached an epoch before one is pruned there.
         rungs: the epochs at which a trial is judged.
+        reached: what the others have reached, asked of the database itself; without it Optuna's
+            copy of every trial is gone through.
     """
 
-    def __init__(self, startup_trials: int, rungs: Collection[int]) -> None:
+    def __init__(
+        self, startup_trials: int, rungs: Collection[int], reached: Reached | None = None
+    ) -> None:
         self._startup_trials = startup_trials
         self._rungs = rungs
+        self._reached = reached
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
         """Whether to stop the trial after the epochs that it has reported."""
         epoch = len(trial.intermediate_values)
         if epoch not in self._rungs:
             return False
-        others = [
-            best_so_far(other)
-            for other in study.get_trials(deepcopy=False)
-            if other.number != trial.number and len(other.intermediate_values) >= epoch
-        ]
+        if self._reached:
+            others = self._reached.by(epoch, but=trial._trial_id)
+        else:
+            others = reached_by(epoch, study, but=trial.number)
         own = best_so_far(trial)
-        return below_median(own[-1] if len(own) else -np.inf, others, epoch, self._startup_trials)
+        return below_median(own[-1] if len(own) else -np.inf, others, self._startup_trials)
 
 
-def below_median(
-    value: float, others: Sequence[np.ndarray], epoch: int, startup_trials: int
-) -> bool:
-    """Whether a value is below the median of what at least `startup_trials` others had by then."""
-    if len(others) < max(startup_trials, 1):
-        return False
-    # One that never reported a finite value is worse than any.
-    reached = [curve[min(epoch, len(curve)) - 1] if len(curve) else -np.inf for curve in others]
-    return bool(value < np.median(reached))
+def below_median(value: float, others: np.ndarray, startup_trials: int) -> bool:
+    """Whether a value is below the median of at least `startup_trials` others."""
+    return len(others) >= max(startup_trials, 1) and bool(value < np.median(others))
 
 
 class PredictivePruner(BasePruner):

@@ -1,25 +1,34 @@
 """What a running trial says to its study; kept, in order, while the database does not answer."""
 
-from collections import deque
-from collections.abc import Callable
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, cast
 
+from optuna.distributions import BaseDistribution
+from optuna.storages import BaseStorage
 from optuna.trial import Trial
 
 from studies.patience import Patience
 
+Parameters = Mapping[str, tuple[float, BaseDistribution]]
+"""In Optuna's internal representation, each with its distribution."""
+
+
+Write = Callable[[Mapping[int, float], Mapping[str, Any], Parameters], None]
+"""Writes what is new of a trial, all or nothing of it; see `OwnedStorage.report`."""
+
 
 class Reports:
-    """The reports of one trial. Each is delivered once the database answers, the oldest first.
+    """The reports of one trial, delivered together once the database answers.
 
-    To deliver one twice does no harm: that happens if the connection is lost before the database
-    could say that it has it.
+    To deliver them twice does no harm: that happens if the connection is lost before the database
+    could say that it has them.
     """
 
     def __init__(
         self,
         trial: Trial,
+        write: Write,
         patience: Patience,
         may_wait: Callable[[], bool],
         holds: Callable[[], bool],
@@ -29,18 +38,35 @@ class Reports:
             may_wait: asked while the database does not answer and the trial has ended.
             holds: whether the trial is surely still this worker's, as far as is known here.
         """
-        self._trial, self._patience = trial, patience
+        self._trial, self._write, self._patience = trial, write, patience
         self._may_wait, self._holds = may_wait, holds
-        frozen = patience.call(lambda: trial.storage.get_trial(trial._trial_id), may_wait)
-        self._reported = set(frozen.intermediate_values)
-        self._judged = max(self._reported, default=0)
-        self._pending: deque[Callable[[], None]] = deque()
+        # Optuna's copy of the trial, which the pruner is shown: as of when it was taken, and on.
+        self._frozen = trial._cached_frozen_trial
+        self._judged = max(self._frozen.intermediate_values, default=0)
+        self._accuracies: dict[int, float] = {}
+        self._attributes: dict[str, Any] = {}
+        self._parameters: dict[str, tuple[float, BaseDistribution]] = {}
+
+    @property
+    def resumes(self) -> bool:
+        """Whether the trial has been run before."""
+        return self._judged > 0
 
     def attribute(self, key: str, value: Any) -> None:
-        self._pending.append(partial(self._trial.set_user_attr, key, value))
+        self._attributes[key] = value
 
     def accuracy(self, epoch: int, accuracy: float) -> None:
-        self._pending.append(partial(self._report, epoch, accuracy))
+        self._accuracies[epoch] = accuracy
+
+    @contextmanager
+    def parameters(self) -> Iterator[None]:
+        """Keep the parameters that the trial suggests meanwhile, to be delivered with the rest."""
+        storage = self._trial.storage
+        self._trial.storage = cast(BaseStorage, _Collected(storage, self._parameters))
+        try:
+            yield
+        finally:
+            self._trial.storage = storage
 
     def deliver(self) -> bool:
         """Tell the study what is pending, if the database answers.
@@ -69,20 +95,32 @@ class Reports:
         Until a resumed trial is as far as before, the pruner would see its old epochs, and has
         judged them. While reports are pending it does not know enough.
         """
-        if self._pending or epoch < self._judged:
+        if self._accuracies or epoch < self._judged:
             return False
         return self._patience.attempt(self._trial.should_prune, otherwise=False)
 
     def _deliver(self) -> bool:
-        while self._pending:
-            self._pending[0]()
-            self._pending.popleft()
+        if self._accuracies or self._attributes or self._parameters:
+            self._write(self._accuracies, self._attributes, self._parameters)
+            self._frozen.intermediate_values.update(self._accuracies)
+            self._frozen.user_attrs.update(self._attributes)
+            for pending in (self._accuracies, self._attributes, self._parameters):
+                pending.clear()
         return True
 
-    def _report(self, epoch: int, accuracy: float) -> None:
-        if epoch in self._reported:
-            # A trial that was handed back runs again; trial.report would ignore the new value.
-            self._trial.storage.set_trial_intermediate_value(self._trial._trial_id, epoch, accuracy)
-        else:
-            self._trial.report(accuracy, step=epoch)
-            self._reported.add(epoch)
+
+class _Collected:
+    """A trial's storage, but that it keeps the parameters instead of writing each by itself."""
+
+    def __init__(
+        self, storage: BaseStorage, parameters: dict[str, tuple[float, BaseDistribution]]
+    ) -> None:
+        self._storage, self._parameters = storage, parameters
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._storage, name)
+
+    def set_trial_param(
+        self, _: int, name: str, value: float, distribution: BaseDistribution
+    ) -> None:
+        self._parameters[name] = (value, distribution)

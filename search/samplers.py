@@ -7,7 +7,7 @@ from optuna.pruners import BasePruner, HyperbandPruner, NopPruner, SuccessiveHal
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial
 
-from search.pruners import MedianPruner, PredictivePruner, rungs
+from search.pruners import MedianPruner, PredictivePruner, Reached, rungs
 from search.sampler import CurveGPSampler
 from studies.config import PrunerSettings, SamplerSettings
 from studies.storage import quiet_optuna
@@ -39,11 +39,17 @@ def make_sampler(
         return RandomSampler(seed=seed)
 
 
-def make_pruner(settings: PrunerSettings, epochs: int) -> BasePruner:
-    """The pruner that stops hopeless trials; a step is an epoch."""
+def make_pruner(
+    settings: PrunerSettings, epochs: int, reached: Reached | None = None
+) -> BasePruner:
+    """The pruner that stops hopeless trials; a step is an epoch.
+
+    Args:
+        reached: the accuracies of the study in SQL, for a pruner that needs nothing else.
+    """
     judged = rungs(epochs, settings.reduction_factor, settings.warmup_epochs)
     if settings.name == "median":
-        return MedianPruner(settings.startup_trials, judged)
+        return MedianPruner(settings.startup_trials, judged, reached)
     if settings.name == "predictive":
         return PredictivePruner(
             epochs,

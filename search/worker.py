@@ -1,6 +1,7 @@
 """One worker: claim a trial, run it, tell the study, until the budget is spent."""
 
 import logging
+import math
 import os
 import socket
 import threading
@@ -8,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import optuna
@@ -16,12 +18,13 @@ from optuna.trial import Trial, TrialState
 
 from data.split import TrainingData
 from model.trial import TrialContext
-from search.budget import Turn, check_failures, claim
+from search.budget import MOST_FAILURES_IN_A_ROW, Turn, check_failures, claim
 from search.device import device_name, free_memory
 from search.enqueue import TOKEN
 from search.lost import LostTrials
 from search.objective import End, Objective, Outcome, run_trial, suggest, trial_context
 from search.prepare import first_trials
+from search.pruners import Reached
 from search.reports import Reports
 from search.samplers import derived_seed, make_pruner, make_sampler
 from search.space import make_space
@@ -30,7 +33,7 @@ from search.warm import earlier_trials
 from studies.checkpoints import CheckpointDirectory
 from studies.ownership import NotOwned, OwnedStorage, worker_name
 from studies.patience import STORAGE_ERRORS, Patience, reason
-from studies.results import DEVICE, DIVERGED, ERROR, SEED, THREADS, WORKER, record
+from studies.results import DEVICE, DIVERGED, ERROR, SEED, THREADS, WORKER
 from studies.storage import HEARTBEAT_SECONDS, quiet_optuna
 from studies.study import OpenedStudy
 
@@ -70,8 +73,10 @@ class Worker:
         seed = derived_seed(config.seed, socket.gethostname(), os.getpid(), time.time_ns())
         earlier = self.patience.call(lambda: earlier_trials(self.opened))
         study.sampler = make_sampler(config.sampler, seed, config.trial.epochs, earlier)
-        study.pruner = make_pruner(config.pruner, config.trial.epochs)
-        trials_before = len(self.patience.call(lambda: study.get_trials(deepcopy=False)))
+        study.pruner = make_pruner(
+            config.pruner, config.trial.epochs, Reached(self.storage, study._study_id)
+        )
+        trials_before = self.patience.call(lambda: self.storage.count(study._study_id))
         while not self.stop.requested:
             if self.deadline is not None and time.time() >= self.deadline:
                 logger.info("the time is up")
@@ -95,7 +100,9 @@ class Worker:
         config, study = self.opened.config, self.opened.study
         with quiet_optuna():
             self.lost_trials.take_back()
-            check_failures(study.get_trials(deepcopy=False)[trials_before:])
+            check_failures(
+                self.storage.last_ended(study._study_id, trials_before, MOST_FAILURES_IN_A_ROW)
+            )
             may_create = config.sampler.name != "grid"
             return claim(study, self.storage, config.budget.trials, may_create)
 
@@ -109,10 +116,15 @@ class Worker:
             return not self.stop.is_over
 
         with beating_heart(self.storage, trial._trial_id, self.lost_trials):
-            parameters, context = self.patience.call(lambda: self._begin(trial), may_wait)
             reports = Reports(
-                trial, self.patience, may_wait, lambda: self.storage.holds(trial._trial_id)
+                trial,
+                partial(self.storage.report, trial._trial_id),
+                self.patience,
+                may_wait,
+                lambda: self.storage.holds(trial._trial_id),
             )
+            parameters, context = self.patience.call(lambda: self._begin(trial, reports), may_wait)
+            reports.deliver_all()
             # A configuration of the user's own is one whose result is wanted.
             config = self.opened.config
             asked_for = (
@@ -137,48 +149,59 @@ class Worker:
             free_memory(self.device)
         self.patience.call(self._tidy, may_wait)
 
-    def _begin(self, trial: Trial) -> tuple[dict[str, Any], TrialContext]:
+    def _begin(self, trial: Trial, reports: Reports) -> tuple[dict[str, Any], TrialContext]:
         config = self.opened.config
         # A retraining was given its seed when it was enqueued.
         seed = trial.user_attrs.get(SEED, derived_seed(config.seed, trial.number))
-        trial.set_user_attr(WORKER, worker_name(os.getpid()))
-        trial.set_user_attr(SEED, seed)
-        goes_on = bool(trial.storage.get_trial(trial._trial_id).intermediate_values)
+        reports.attribute(WORKER, worker_name(os.getpid()))
+        reports.attribute(SEED, seed)
         ran_on = {DEVICE: device_name(self.device), THREADS: torch.get_num_threads()}
         for key, value in ran_on.items():
             before = trial.user_attrs.get(key, value)
             # A curve of two devices is not to be taken for one of either.
-            both = goes_on and before != value
-            trial.set_user_attr(key, f"{before}, then {value}" if both else value)
-        parameters = suggest(trial, make_space(config.space))
+            both = reports.resumes and before != value
+            reports.attribute(key, f"{before}, then {value}" if both else value)
+        with reports.parameters():
+            parameters = suggest(trial, make_space(config.space))
         logger.info("trial %d: %s", trial.number, parameters)
         return parameters, trial_context(config, self.data, self.device, seed)
 
     def _tidy(self) -> None:
         """Remove the checkpoints that are of no more use."""
-        records = [record(item) for item in self.opened.study.get_trials(deepcopy=False)]
-        self.checkpoints.tidy(records, self.opened.config.checkpoints.keep)
+        study_id, keep = self.opened.study._study_id, self.opened.config.checkpoints.keep
+        self.checkpoints.tidy(partial(self.storage.outlines, study_id, best=keep), keep)
 
     def _tell(self, trial: Trial, outcome: Outcome) -> None:
-        study, number = self.opened.study, trial.number
+        number = trial.number
         best = max(outcome.accuracies, default=0.0)
         epochs = len(outcome.accuracies)
         if outcome.end is End.COMPLETE:
-            study.tell(trial, best, skip_if_finished=True)
+            self._end(trial, TrialState.COMPLETE, best)
             logger.info("trial %d: complete, best validation accuracy %.2f%%", number, 100 * best)
         elif outcome.end is End.PRUNED:
-            study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
+            self._end(trial, TrialState.PRUNED, outcome.accuracies[-1])
             logger.info("trial %d: pruned after epoch %d at %.2f%%", number, epochs, 100 * best)
         elif outcome.end is End.DIVERGED:
             # In Optuna's terms pruned: it was stopped early and the search can learn from it.
-            study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
+            last = outcome.accuracies[-1] if outcome.accuracies else None
+            self._end(trial, TrialState.PRUNED, last)
             logger.info("trial %d: diverged: %s", number, outcome.reason)
         elif outcome.end is End.FAILED:
-            study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+            self._end(trial, TrialState.FAIL, None)
             logger.error("trial %d: failed: %s", number, outcome.reason)
         else:
             self.storage.hand_back(trial._trial_id)
             logger.info("trial %d: interrupted after epoch %d, handed back", number, epochs)
+
+    def _end(self, trial: Trial, state: TrialState, value: float | None) -> None:
+        """As `Study.tell`, which first reads twice what is known here."""
+        if state == TrialState.PRUNED and value is not None and math.isnan(value):
+            # As Optuna has it, a pruned trial's value is its last report, if that is a number.
+            value = None
+        study = self.opened.study
+        values = None if value is None else [value]
+        study.sampler.after_trial(study, trial._cached_frozen_trial, state, values)
+        self.storage.end(trial._trial_id, state, value)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import io
 import logging
 import pickle
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -181,13 +181,19 @@ class CheckpointDirectory:
         matches = (_WEIGHTS.fullmatch(name) for name in self.store.names())
         return {int(match[1]) for match in matches if match}
 
-    def tidy(self, records: Sequence[TrialRecord], keep: int) -> None:
+    def tidy(self, outlines: Callable[[set[int]], Sequence[TrialRecord]], keep: int) -> None:
         """Remove what is of no more use, see `superfluous`.
 
         What cannot be removed is warned of; the next to call this tries again.
+
+        Args:
+            outlines: the trials of these numbers, and the best `keep` of the study.
         """
         try:
-            for name in superfluous(self.store.names(), records, keep):
+            names = self.store.names()
+            matches = (_ANY.fullmatch(name) for name in names)
+            records = outlines({int(match[1]) for match in matches if match})
+            for name in superfluous(names, records, keep):
                 self.store.remove(name)
         except OSError as error:
             logger.warning(

@@ -11,26 +11,20 @@ so to sampler, pruner, dashboard and user, it is one trial that took longer. (A 
 of a failed one, as Optuna's retry callback makes, would be counted and learnt from twice.)
 """
 
-import json
 import os
 import secrets
 import socket
-import threading
 import time
 from abc import abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import datetime
+from collections.abc import Collection, Mapping
 from typing import Any
 
-import sqlalchemy
-from optuna.storages import BaseStorage, RDBStorage
-from optuna.storages._rdb import models
-from optuna.storages._rdb.storage import _create_scoped_session
+from optuna.distributions import BaseDistribution
+from optuna.storages import BaseStorage
 from optuna.trial import TrialState
-from sqlalchemy.orm import Session
 
-from studies.results import ERROR, LOSSES, OWNER
+from studies.results import OWNER, TrialRecord
+from studies.standing import Ended, Reach, Standing
 
 LEASE_FRACTION = 0.8
 """Of the time after which a trial without a heartbeat is lost: so long it surely is not."""
@@ -46,6 +40,10 @@ def worker_name(process_id: int) -> str:
     return f"{socket.gethostname()}-{process_id}"
 
 
+def _new_token() -> str:
+    return f"{worker_name(os.getpid())}-{secrets.token_hex(4)}"
+
+
 class NotOwned(Exception):
     """Raised by a write to a trial that is no longer this worker's; nothing is written."""
 
@@ -54,7 +52,8 @@ class OwnedStorage(BaseStorage):
     """A storage of Optuna's with trials that belong to whoever took them.
 
     Here is what a process knows of those that it has taken; where the trials are, is known to a
-    `DatabaseStorage`, or to one on another machine that a `ProxiedStorage` speaks to.
+    `DatabaseStorage`, or to one on another machine that a `ProxiedStorage` speaks to. Of a study it
+    is asked for a few columns (see `studies.standing`), where Optuna would read it whole.
     """
 
     def __init__(self, stale_seconds: int) -> None:
@@ -65,6 +64,31 @@ class OwnedStorage(BaseStorage):
         self._stale_seconds = stale_seconds
         self._tokens: dict[int, str] = {}  # By trial, of those that this process has taken.
         self._beats: dict[int, float] = {}  # By trial, when its last heartbeat was recorded.
+        self._creating: str | None = None  # The token of a trial that may have been made.
+
+    def create(self, study_id: int, limit: int | None) -> int | None:
+        """Make a new trial, this process's own from the start.
+
+        Called again after the connection was lost, it finds the trial if it was made.
+
+        Args:
+            limit: how many trials that have not failed the study may have.
+
+        Returns:
+            The trial; None if there are so many already.
+        """
+        started = _now()
+        again = self._creating is not None
+        token = self._creating = self._creating or _new_token()
+        trial_id = self.make(study_id, limit, token, again)
+        self._creating = None
+        if trial_id is not None:
+            self._tokens[trial_id], self._beats[trial_id] = token, started
+        return trial_id
+
+    def may_have_created(self) -> bool:
+        """Whether the connection was lost while this process made a trial."""
+        return self._creating is not None
 
     def take(self, trial_id: int) -> bool:
         """Make a waiting trial this process's own: True for one process alone.
@@ -77,7 +101,7 @@ class OwnedStorage(BaseStorage):
                 self._beats[trial_id] = started
                 return True
             del self._tokens[trial_id]
-        token = f"{worker_name(os.getpid())}-{secrets.token_hex(4)}"
+        token = _new_token()
         before = self._tokens.pop(trial_id, None)  # It may have been ours before.
         try:
             given = self.give(trial_id, token)
@@ -95,6 +119,10 @@ class OwnedStorage(BaseStorage):
     def may_have_taken(self, trial_id: int) -> bool:
         """Whether the connection was lost while this process took the trial."""
         return trial_id in self._tokens and trial_id not in self._beats
+
+    def doubt(self, trial_id: int) -> None:
+        """Let `take` find out once more whether this trial is ours."""
+        self._beats.pop(trial_id, None)
 
     def holds(self, trial_id: int) -> bool:
         """Whether nobody can have taken this trial of ours away, by its last heartbeat.
@@ -126,6 +154,15 @@ class OwnedStorage(BaseStorage):
         started = _now()
         if self.beat(trial_id, self._tokens.get(trial_id)):
             self._beats[trial_id] = started
+
+    @abstractmethod
+    def make(self, study_id: int, limit: int | None, token: str, again: bool) -> int | None:
+        """Make a running trial that is that of who has this token.
+
+        Args:
+            limit: see `create`.
+            again: whether it may have been made before, and is to be found then.
+        """
 
     @abstractmethod
     def give(self, trial_id: int, token: str) -> bool:
@@ -168,105 +205,71 @@ class OwnedStorage(BaseStorage):
             Trial to owner.
         """
 
-
-class DatabaseStorage(OwnedStorage, RDBStorage):
-    """Optuna's storage in SQL, with trials that belong to whoever took them."""
-
-    def __init__(
+    @abstractmethod
+    def report(
         self,
-        url: str,
-        engine_kwargs: dict[str, Any],
-        heartbeat_interval: int,
-        grace_period: int,
+        trial_id: int,
+        accuracies: Mapping[int, float],
+        attributes: Mapping[str, Any],
+        parameters: Mapping[str, tuple[float, BaseDistribution]],
     ) -> None:
-        OwnedStorage.__init__(self, grace_period)
-        self._caller = threading.local()
-        RDBStorage.__init__(
-            self,
-            url,
-            engine_kwargs=engine_kwargs,
-            heartbeat_interval=heartbeat_interval,
-            grace_period=grace_period,
-        )
+        """Write what is new of a running trial of ours, all or nothing of it.
 
-    @contextmanager
-    def on_behalf_of(self, token: str | None) -> Iterator[None]:
-        """Let this thread write as who has this token, or as nobody: a server, for a client."""
-        self._caller.token = token
-        try:
-            yield
-        finally:
-            self._caller.token = None
+        Args:
+            accuracies: by epoch; in place of what was reported of it before.
+            attributes: of the user, likewise.
+            parameters: in Optuna's internal representation, each with its distribution.
 
-    def give(self, trial_id: int, token: str) -> bool:
-        with _create_scoped_session(self.scoped_session) as session:
-            trial = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
-            if trial.state != TrialState.WAITING:
-                return False
-            trial.state = TrialState.RUNNING
-            trial.datetime_start = datetime.now()
-            self._set(session, trial_id, OWNER, token)
-            heartbeat = models.TrialHeartbeatModel.where_trial_id(trial_id, session, True)
-            if heartbeat is None:
-                session.add(models.TrialHeartbeatModel(trial_id=trial_id))
-            else:
-                heartbeat.heartbeat = session.execute(sqlalchemy.func.now()).scalar()
-        return True
+        Raises:
+            NotOwned: it is not ours any more.
+            UpdateFinishedTrialError: it has ended.
+        """
 
-    def owner(self, trial_id: int) -> str | None:
-        with _create_scoped_session(self.scoped_session) as session:
-            return self._owner(session, trial_id)
+    @abstractmethod
+    def end(self, trial_id: int, state: TrialState, value: float | None = None) -> None:
+        """End a running trial of ours. Called again after the connection was lost, it does no harm.
 
-    def beat(self, trial_id: int, token: str | None) -> bool:
-        if token is not None and self.owner(trial_id) != token:
-            return False
-        RDBStorage.record_heartbeat(self, trial_id)
-        return True
+        Args:
+            value: what the trial is judged by.
 
-    def take_away(self, trial_id: int, owner: str | None, most_losses: int, reason: str) -> bool:
-        with _create_scoped_session(self.scoped_session) as session:
-            trial = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
-            if trial.state != TrialState.RUNNING or self._owner(session, trial_id) != owner:
-                return False
-            before = self._get(session, trial_id, LOSSES)
-            losses = 1 + (before if isinstance(before, int) else 0)
-            if losses > most_losses:
-                times = "once" if losses == 1 else f"{losses} times"
-                self._set(session, trial_id, ERROR, f"its worker was lost {times}; last: {reason}")
-            self._set(session, trial_id, LOSSES, losses)
-            self._set(session, trial_id, OWNER, None)
-            # Last, since Optuna writes to no trial that has ended.
-            if losses > most_losses:
-                trial.state = TrialState.FAIL
-                trial.datetime_complete = datetime.now()
-            else:
-                trial.state = TrialState.WAITING
-        return True
+        Raises:
+            ValueError: the value is not a number.
+            NotOwned: it is not ours any more.
+            UpdateFinishedTrialError: another has ended it.
+        """
 
-    def lost_trials(self, study_id: int) -> dict[int, str | None]:
-        return {trial_id: self.owner(trial_id) for trial_id in self._get_stale_trial_ids(study_id)}
+    @abstractmethod
+    def count(self, study_id: int) -> int:
+        """How many trials a study has."""
 
-    def check_trial_is_updatable(self, trial_id: int, trial_state: TrialState) -> None:
-        """Called by Optuna in the transaction of every write to a trial."""
-        super().check_trial_is_updatable(trial_id, trial_state)
-        token = getattr(self._caller, "token", None) or self._tokens.get(trial_id)
-        if token is not None and self._owner(self.scoped_session(), trial_id) != token:
-            raise NotOwned(f"trial {trial_id} belongs to another worker by now")
+    @abstractmethod
+    def open_trials(self, study_id: int) -> tuple[int, list[Standing]]:
+        """The trials of a study from the first one on that has not ended.
 
-    def _owner(self, session: Session, trial_id: int) -> str | None:
-        owner = self._get(session, trial_id, OWNER)
-        return owner if isinstance(owner, str) else None
+        Returns:
+            How many of those before it have not failed, and the trials from it on, by number.
+        """
 
-    def _get(self, session: Session, trial_id: int, key: str) -> Any:
-        attribute = models.TrialUserAttributeModel
-        found = session.execute(
-            sqlalchemy.select(attribute.value_json).where(
-                attribute.trial_id == trial_id, attribute.key == key
-            )
-        ).scalar()
-        return None if found is None else json.loads(found)
+    @abstractmethod
+    def last_ended(self, study_id: int, since: int, most: int) -> list[Ended]:
+        """The trials from a number on that ended last, the last first.
 
-    def _set(self, session: Session, trial_id: int, key: str, value: object) -> None:
-        self._set_trial_attr_without_commit(
-            session, models.TrialUserAttributeModel, trial_id, key, value
-        )
+        Args:
+            most: how many.
+        """
+
+    @abstractmethod
+    def outlines(self, study_id: int, numbers: Collection[int], best: int) -> list[TrialRecord]:
+        """The trials of these numbers, and the best complete ones; see `studies.standing.outline`.
+
+        Args:
+            best: how many.
+        """
+
+    @abstractmethod
+    def reached(self, study_id: int, epoch: int, since: int) -> list[Reach]:
+        """What each trial of a study had reached by an epoch, in the order in which they began.
+
+        Args:
+            since: the identity of the first trial that is asked for.
+        """

@@ -1,25 +1,30 @@
 """A storage behind `hpsearch storage-proxy`: what a worker has in place of the database.
 
-Reads and writes are Optuna's own gRPC service and client. A second service, in JSON, is about who
-has a trial; and each write to a trial that this process has taken says its token, which the proxy
-looks for in the transaction of the write. So all that `studies.ownership` promises holds here too.
+Reads and writes are Optuna's own gRPC service and client. A second service, in JSON, is for what
+`studies.ownership` adds; and each write to a trial that this process has taken says its token,
+which the proxy looks for in the transaction of the write. So all that is promised there holds here.
 """
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import grpc
+from optuna.distributions import BaseDistribution, distribution_to_json
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import GrpcStorageProxy
 from optuna.storages._grpc.auto_generated.api_pb2_grpc import StorageServiceStub
 from optuna.storages._grpc.client import GrpcClientCache
+from optuna.trial import TrialState
 
 from data.errors import UserError
 from studies.ownership import NotOwned, OwnedStorage
 from studies.patience import ProxyFailure
+from studies.results import TrialRecord
+from studies.standing import Ended, Reach, Standing, outline
 
 SERVICE = "hpsearch.Ownership"
 OWNER_KEY = "hpsearch-owner"
@@ -43,6 +48,12 @@ KNOWN_TO_OPTUNA = (
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.NOT_FOUND,
 )
+EXCEPTIONS: Mapping[grpc.StatusCode, type[Exception]] = {
+    grpc.StatusCode.NOT_FOUND: KeyError,
+    grpc.StatusCode.FAILED_PRECONDITION: UpdateFinishedTrialError,
+    grpc.StatusCode.INVALID_ARGUMENT: ValueError,
+}
+"""Of our service: how they come through."""
 TRANSIENT = (
     grpc.StatusCode.CANCELLED,
     grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -82,6 +93,12 @@ class ProxiedStorage(OwnedStorage, GrpcStorageProxy):
         self._stub = StorageServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._cache = GrpcClientCache(self._stub)
 
+    def make(self, study_id: int, limit: int | None, token: str, again: bool) -> int | None:
+        made: int | None = self._ask(
+            "make", study_id=study_id, limit=limit, token=token, again=again
+        )
+        return made
+
     def give(self, trial_id: int, token: str) -> bool:
         return bool(self._ask("give", trial_id=trial_id, token=token))
 
@@ -102,18 +119,61 @@ class ProxiedStorage(OwnedStorage, GrpcStorageProxy):
         found = self._ask("lost_trials", study_id=study_id)
         return {int(trial_id): owner for trial_id, owner in found.items()}
 
+    def report(
+        self,
+        trial_id: int,
+        accuracies: Mapping[int, float],
+        attributes: Mapping[str, Any],
+        parameters: Mapping[str, tuple[float, BaseDistribution]],
+    ) -> None:
+        self._ask(
+            "report",
+            trial_id=trial_id,
+            accuracies={epoch: number_to_json(value) for epoch, value in accuracies.items()},
+            attributes={key: json.dumps(value) for key, value in attributes.items()},
+            parameters={
+                name: (value, distribution_to_json(distribution))
+                for name, (value, distribution) in parameters.items()
+            },
+        )
+
+    def end(self, trial_id: int, state: TrialState, value: float | None = None) -> None:
+        number = None if value is None else number_to_json(value)
+        self._ask("end", trial_id=trial_id, state=state, value=number)
+
+    def count(self, study_id: int) -> int:
+        return int(self._ask("count", study_id=study_id))
+
+    def open_trials(self, study_id: int) -> tuple[int, list[Standing]]:
+        ended, found = self._ask("open_trials", study_id=study_id)
+        return ended, [
+            Standing(trial_id, number, TrialState(state)) for trial_id, number, state in found
+        ]
+
+    def last_ended(self, study_id: int, since: int, most: int) -> list[Ended]:
+        found = self._ask("last_ended", study_id=study_id, since=since, most=most)
+        return [Ended(number, TrialState(state), error) for number, state, error in found]
+
+    def outlines(self, study_id: int, numbers: Collection[int], best: int) -> list[TrialRecord]:
+        found = self._ask("outlines", study_id=study_id, numbers=list(numbers), best=best)
+        return [outline(*row) for row in found]
+
+    def reached(self, study_id: int, epoch: int, since: int) -> list[Reach]:
+        found = self._ask("reached", study_id=study_id, epoch=epoch, since=since)
+        return [Reach(*row) for row in found]
+
     def _ask(self, method: str, **arguments: Any) -> Any:
         call: grpc.UnaryUnaryMultiCallable[dict[str, Any], dict[str, Any]]
         call = self._channel.unary_unary(
             f"/{SERVICE}/{method}",
-            request_serializer=lambda message: json.dumps(message).encode(),
+            request_serializer=lambda message: json.dumps(message, allow_nan=False).encode(),
             response_deserializer=json.loads,
         )
         try:
             return call(arguments)["answer"]
         except grpc.RpcError as error:
-            if error.code() == grpc.StatusCode.NOT_FOUND:
-                raise KeyError(error.details()) from error
+            if error.code() in EXCEPTIONS:
+                raise EXCEPTIONS[error.code()](error.details()) from error
             raise
 
 
@@ -127,7 +187,8 @@ class _Calls(grpc.UnaryUnaryClientInterceptor):
     def intercept_unary_unary(
         self, continuation: Callable[[Any, Any], Any], details: Any, request: Any
     ) -> Any:
-        token = self._tokens.get(getattr(request, "trial_id", -1))
+        fields = request if isinstance(request, dict) else {}
+        token = self._tokens.get(fields.get("trial_id", getattr(request, "trial_id", -1)))
         owner = [] if token is None else [(OWNER_KEY, token)]
         details = details._replace(timeout=CALL_SECONDS, metadata=[*self._secret, *owner])
         call = continuation(details, request)
@@ -140,6 +201,11 @@ class _Calls(grpc.UnaryUnaryClientInterceptor):
         if code == grpc.StatusCode.UNIMPLEMENTED:
             said = "what answers there is not hpsearch storage-proxy"
         raise ProxyFailure(said, code in TRANSIENT)
+
+
+def number_to_json(value: float) -> str:
+    """In JSON are no infinities; `float` reads it."""
+    return repr(float(value))
 
 
 def address(host: str, port: int) -> str:

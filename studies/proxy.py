@@ -9,16 +9,25 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, json_to_distribution
 from optuna.storages._cached_storage import _CachedStorage
 from optuna.storages._grpc.auto_generated.api_pb2_grpc import (
     add_StorageServiceServicer_to_server,
 )
 from optuna.storages._grpc.servicer import OptunaStorageProxyService
+from optuna.trial import TrialState
 
-from studies.ownership import DatabaseStorage, NotOwned
+from studies.database import DatabaseStorage
+from studies.ownership import NotOwned
 from studies.patience import STORAGE_ERRORS, is_transient, reason
-from studies.proxied import AUTHORIZATION_KEY, NOT_OWNED, OWNER_KEY, SERVICE, address
+from studies.proxied import (
+    AUTHORIZATION_KEY,
+    EXCEPTIONS,
+    NOT_OWNED,
+    OWNER_KEY,
+    SERVICE,
+    address,
+)
 
 THREADS = 15
 """As many as SQLAlchemy keeps connections."""
@@ -143,17 +152,41 @@ def _refuse(_: bytes, context: Any) -> None:
 
 
 def _ownership(storage: DatabaseStorage) -> Any:
-    """The service beside Optuna's: who has a trial."""
+    """The service beside Optuna's: what `OwnedStorage` adds to it, in JSON."""
 
     def stale_seconds() -> int | None:
         return storage.grace_period
+
+    def report(
+        trial_id: int,
+        accuracies: dict[str, str],
+        attributes: dict[str, str],
+        parameters: dict[str, tuple[float, str]],
+    ) -> None:
+        storage.report(
+            trial_id,
+            {int(epoch): float(value) for epoch, value in accuracies.items()},
+            {key: json.loads(value) for key, value in attributes.items()},
+            {
+                name: (value, json_to_distribution(distribution))
+                for name, (value, distribution) in parameters.items()
+            },
+        )
+
+    def end(trial_id: int, state: int, value: str | None) -> None:
+        storage.end(trial_id, TrialState(state), None if value is None else float(value))
+
+    def outlines(study_id: int, numbers: list[int], best: int) -> list[Any]:
+        found = storage.outlines(study_id, numbers, best)
+        return [(trial.number, trial.state, trial.value) for trial in found]
 
     def handler(function: Callable[..., Any]) -> Any:
         def call(arguments: dict[str, Any], context: Any) -> Any:
             try:
                 return function(**arguments)
-            except KeyError as error:
-                context.abort(grpc.StatusCode.NOT_FOUND, str(error))
+            except tuple(EXCEPTIONS.values()) as error:
+                code = next(code for code, kind in EXCEPTIONS.items() if isinstance(error, kind))
+                context.abort(code, str(error))
 
         return grpc.unary_unary_rpc_method_handler(
             call, json.loads, lambda answer: json.dumps({"answer": answer}).encode()
@@ -161,11 +194,19 @@ def _ownership(storage: DatabaseStorage) -> Any:
 
     functions: tuple[Callable[..., Any], ...] = (
         stale_seconds,
+        storage.make,
         storage.give,
         storage.owner,
         storage.beat,
         storage.take_away,
         storage.lost_trials,
+        report,
+        end,
+        storage.count,
+        storage.open_trials,
+        storage.last_ended,
+        outlines,
+        storage.reached,
     )
     handlers = {function.__name__: handler(function) for function in functions}
     return grpc.method_handlers_generic_handler(SERVICE, handlers)

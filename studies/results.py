@@ -29,6 +29,15 @@ CONFIRMS = "confirms"
 """Of a retraining: the number of the trial, in the study that it confirms."""
 
 
+STATE_NAMES = {
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+    TrialState.RUNNING: "running",
+    TrialState.WAITING: "waiting",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class TrialRecord:
     """One trial."""
@@ -107,13 +116,7 @@ def _number(stored: object) -> float | None:
 def _state(trial: FrozenTrial) -> str:
     if trial.state == TrialState.PRUNED and DIVERGED in trial.user_attrs:
         return "diverged"
-    return {
-        TrialState.COMPLETE: "complete",
-        TrialState.PRUNED: "pruned",
-        TrialState.FAIL: "failed",
-        TrialState.RUNNING: "running",
-        TrialState.WAITING: "waiting",
-    }[trial.state]
+    return STATE_NAMES[trial.state]
 
 
 def summarise(records: Sequence[TrialRecord]) -> Summary:

@@ -1,5 +1,6 @@
 """Opening the database that a study lives in."""
 
+import math
 import time
 import traceback
 import warnings
@@ -14,7 +15,8 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from data.errors import UserError
-from studies.ownership import DatabaseStorage, OwnedStorage
+from studies.database import READING, DatabaseStorage
+from studies.ownership import OwnedStorage
 from studies.patience import STORAGE_ERRORS, Patience, reason
 from studies.text import masked_url, printable
 
@@ -27,6 +29,8 @@ STALE_SECONDS = 60
 
 SQLITE_BUSY_SECONDS = 60
 CONNECT_SECONDS = 10
+IDLE_SECONDS = 0.5
+"""A connection that has not been used for so long may have been cut."""
 OPEN_ATTEMPTS = 5
 """Processes that open a new database at once may collide while they create its tables."""
 
@@ -143,7 +147,7 @@ def _open(url: URL) -> DatabaseStorage:
 
 def _open_once(url: URL) -> DatabaseStorage:
     sqlite = url.get_backend_name() == "sqlite"
-    arguments: dict[str, Any] = {"pool_pre_ping": True}
+    arguments: dict[str, Any] = {}
     if sqlite:
         arguments["connect_args"] = {"timeout": SQLITE_BUSY_SECONDS}
     elif url.get_backend_name() == "postgresql":
@@ -161,9 +165,34 @@ def _open_once(url: URL) -> DatabaseStorage:
             heartbeat_interval=HEARTBEAT_SECONDS,
             grace_period=STALE_SECONDS,
         )
+    _ping_after_idleness(storage.engine)
     if sqlite:
         _configure_sqlite(storage.engine)
+    # Connections that were made before know nothing of this; and Optuna has left two, of which a
+    # worker needs one. A server has not many: PostgreSQL allows 100, if not told otherwise.
+    storage.engine.dispose()
     return storage
+
+
+def _ping_after_idleness(engine: sqlalchemy.Engine) -> None:
+    """Replace a connection that was cut while nobody used it.
+
+    SQLAlchemy's own `pool_pre_ping` asks before each transaction, a quarter of all questions.
+    """
+
+    @sqlalchemy.event.listens_for(engine, "checkin")
+    def checkin(_: object, record: Any) -> None:
+        record.info["returned"] = time.monotonic()
+
+    @sqlalchemy.event.listens_for(engine, "checkout")
+    def checkout(connection: Any, record: Any, _: object) -> None:
+        if time.monotonic() - record.info.get("returned", math.inf) < IDLE_SECONDS:
+            return
+        try:
+            engine.dialect.do_ping(connection)
+        except engine.dialect.loaded_dbapi.Error as error:
+            # The pool makes a new one, and does not trust its others.
+            raise sqlalchemy.exc.InvalidatePoolError from error
 
 
 def _configure_sqlite(engine: sqlalchemy.Engine) -> None:
@@ -171,7 +200,7 @@ def _configure_sqlite(engine: sqlalchemy.Engine) -> None:
 
     Optuna reads and then writes in one transaction, for instance to take a waiting trial. SQLite
     takes its lock at the first write, so that two processes may both read "waiting"; a transaction
-    that takes the lock when it begins cannot be interleaved so.
+    that takes the lock when it begins cannot be interleaved so. One that only reads needs none.
     """
 
     @sqlalchemy.event.listens_for(engine, "connect")
@@ -186,9 +215,8 @@ def _configure_sqlite(engine: sqlalchemy.Engine) -> None:
 
     @sqlalchemy.event.listens_for(engine, "begin")
     def begin(connection: sqlalchemy.Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-    engine.dispose()  # Connections that were made before know nothing of this.
+        reading = READING.keys() <= connection.get_execution_options().keys()
+        connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
 
 
 def _is_creation_race(reason: str) -> bool:
@@ -202,13 +230,14 @@ def storage_failure(error: BaseException) -> str | None:
     """What a database said in this exception, or None if it is not of a database."""
     if isinstance(error, STORAGE_ERRORS):
         return f"the storage failed: {reason(error)}"
-    if _comes_from_optuna_s_storages(error):
+    if _comes_from_a_storage(error):
         # What is stored is not what Optuna writes, or it was deleted in the meantime.
         return f"the storage cannot be read: {type(error).__name__}: {reason(error)}"
     return None
 
 
-def _comes_from_optuna_s_storages(error: BaseException) -> bool:
+def _comes_from_a_storage(error: BaseException) -> bool:
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     modules = [str(frame.f_globals.get("__name__")) for frame in frames]
-    return any(module.startswith("optuna.storages.") for module in modules)
+    storages = ("optuna.storages.", "studies.database", "studies.proxied", "studies.standing")
+    return any(module.startswith(storages) for module in modules)

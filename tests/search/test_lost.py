@@ -7,7 +7,7 @@ from optuna.trial import TrialState, create_trial
 
 from search.lost import SUSPICION_SECONDS, LostTrials
 from studies.config import load_study_file
-from studies.ownership import DatabaseStorage
+from studies.database import DatabaseStorage
 from studies.patience import is_transient
 from studies.results import LOSSES
 from studies.storage import open_database

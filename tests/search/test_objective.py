@@ -61,7 +61,14 @@ def run_on(
     may_prune: bool = True,
 ) -> Outcome:
     stop = stop or StopRequest()
-    reports = Reports(trial, Patience(0), may_wait=lambda: True, holds=lambda: True)
+
+    def write(accuracies: Mapping[int, float], attributes: Mapping[str, Any], _: object) -> None:
+        for epoch, accuracy in accuracies.items():
+            trial.storage.set_trial_intermediate_value(trial._trial_id, epoch, accuracy)
+        for key, value in attributes.items():
+            trial.storage.set_trial_user_attr(trial._trial_id, key, value)
+
+    reports = Reports(trial, write, Patience(0), may_wait=lambda: True, holds=lambda: True)
     return run_trial(trial, {}, objective, context, checkpoints, stop, reports, may_prune)
 
 
@@ -143,7 +150,7 @@ def test_a_storage_error_is_not_taken_for_a_failed_trial(
     def lost(*_: object, **__: object) -> None:
         raise optuna.exceptions.StorageInternalError("gone")
 
-    monkeypatch.setattr(Trial, "report", lost)
+    monkeypatch.setattr(optuna.storages.InMemoryStorage, "set_trial_intermediate_value", lost)
     with pytest.raises(optuna.exceptions.StorageInternalError):
         run(epochs(0.1, 0.2, 0.3, 0.4), context, checkpoints)
 

@@ -78,8 +78,8 @@ def test_the_median_pruner_compares_at_the_epoch_that_was_reached() -> None:
 
 
 def test_a_trial_that_never_had_a_finite_value_is_below_all() -> None:
-    assert below_median(-math.inf, [np.array([0.1])], epoch=1, startup_trials=1)
-    assert not below_median(0.1, [np.empty(0), np.empty(0)], epoch=1, startup_trials=1)
+    assert below_median(-math.inf, np.array([0.1]), startup_trials=1)
+    assert not below_median(0.1, np.array([-math.inf, -math.inf]), startup_trials=1)
 
 
 def predictive(better_than: int = 1) -> PredictivePruner:

@@ -1,24 +1,33 @@
+from functools import partial
+
 import optuna
 import pytest
 from optuna.trial import Trial
 
 from search.reports import Reports
-from studies.ownership import NotOwned
+from studies.ownership import NotOwned, OwnedStorage
 from studies.patience import Patience, StorageLost
 from studies.storage import open_storage, quiet_optuna
 from tests.conftest import Postgres
 
 
 @pytest.fixture
-def trial(stoppable: Postgres) -> Trial:
-    storage = open_storage(stoppable.url)
+def storage(stoppable: Postgres) -> OwnedStorage:
+    return open_storage(stoppable.url)
+
+
+@pytest.fixture
+def trial(storage: OwnedStorage) -> Trial:
     pruner = optuna.pruners.ThresholdPruner(lower=0.3)
     with quiet_optuna():
         return optuna.create_study(storage=storage, study_name="s", pruner=pruner).ask()
 
 
-def reports_of(trial: Trial, patience: float = 30, holds: bool = True) -> Reports:
-    return Reports(trial, Patience(patience), may_wait=lambda: True, holds=lambda: holds)
+def reports_of(
+    trial: Trial, storage: OwnedStorage, patience: float = 30, holds: bool = True
+) -> Reports:
+    write = partial(storage.report, trial._trial_id)
+    return Reports(trial, write, Patience(patience), may_wait=lambda: True, holds=lambda: holds)
 
 
 def stored(stoppable: Postgres) -> optuna.trial.FrozenTrial:
@@ -27,9 +36,9 @@ def stored(stoppable: Postgres) -> optuna.trial.FrozenTrial:
 
 
 def test_what_is_reported_during_an_outage_is_delivered_after_it_in_order(
-    trial: Trial, stoppable: Postgres
+    trial: Trial, storage: OwnedStorage, stoppable: Postgres
 ) -> None:
-    reports = reports_of(trial)
+    reports = reports_of(trial, storage)
     reports.accuracy(1, 0.5)
     assert reports.deliver()
     stoppable.stop()
@@ -45,9 +54,9 @@ def test_what_is_reported_during_an_outage_is_delivered_after_it_in_order(
 
 
 def test_a_trial_that_another_may_have_by_now_is_not_surely_ours(
-    trial: Trial, stoppable: Postgres
+    trial: Trial, storage: OwnedStorage, stoppable: Postgres
 ) -> None:
-    reports = reports_of(trial, holds=False)
+    reports = reports_of(trial, storage, holds=False)
     reports.accuracy(1, 0.5)
     assert reports.deliver(), "the database says so"
     stoppable.stop()
@@ -55,8 +64,10 @@ def test_a_trial_that_another_may_have_by_now_is_not_surely_ours(
     assert not reports.deliver()
 
 
-def test_it_is_judged_again_when_the_database_is_back(trial: Trial, stoppable: Postgres) -> None:
-    reports = reports_of(trial)
+def test_it_is_judged_again_when_the_database_is_back(
+    trial: Trial, storage: OwnedStorage, stoppable: Postgres
+) -> None:
+    reports = reports_of(trial, storage)
     stoppable.stop()
     reports.accuracy(1, 0.2)
     reports.deliver()
@@ -67,23 +78,26 @@ def test_it_is_judged_again_when_the_database_is_back(trial: Trial, stoppable: P
     assert reports.is_hopeless(2)
 
 
-def test_an_outage_that_lasts_too_long_ends_the_trial(trial: Trial, stoppable: Postgres) -> None:
-    reports = reports_of(trial, patience=1)
+def test_an_outage_that_lasts_too_long_ends_the_trial(
+    trial: Trial, storage: OwnedStorage, stoppable: Postgres
+) -> None:
+    reports = reports_of(trial, storage, patience=1)
     stoppable.stop()
     reports.accuracy(1, 0.2)
     with pytest.raises(StorageLost):
         reports.deliver_all()
 
 
-def test_what_is_another_s_by_now_takes_no_reports(stoppable: Postgres) -> None:
-    storage = open_storage(stoppable.url)
+def test_what_is_another_s_by_now_takes_no_reports(
+    storage: OwnedStorage, stoppable: Postgres
+) -> None:
     with quiet_optuna():
         study = optuna.create_study(storage=storage, study_name="s")
     waiting = storage.create_new_trial(
         study._study_id, optuna.trial.create_trial(state=optuna.trial.TrialState.WAITING)
     )
     assert storage.take(waiting)
-    reports = reports_of(Trial(study, waiting))
+    reports = reports_of(Trial(study, waiting), storage)
     assert storage.take_away(waiting, storage.owner(waiting), 3, "silence")
     reports.accuracy(1, 0.2)
     with pytest.raises(NotOwned):

@@ -1,3 +1,4 @@
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -5,6 +6,7 @@ from typing import Any
 
 import optuna
 import pytest
+import sqlalchemy
 import torch
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
@@ -22,7 +24,7 @@ from studies.checkpoints import open_checkpoints
 from studies.config import load_study_file
 from studies.ownership import OwnedStorage
 from studies.patience import Patience
-from studies.storage import open_storage
+from studies.storage import open_database, open_storage
 from studies.study import create_or_continue
 
 
@@ -38,9 +40,13 @@ def poor(_: Mapping[str, Any], context: TrialContext) -> Iterator[EpochResult]:
 
 
 def make_worker(
-    storage: OwnedStorage, tmp_path: Path, data_cache: Path, attributes: Mapping[str, Any]
+    storage: OwnedStorage,
+    tmp_path: Path,
+    data_cache: Path,
+    attributes: Mapping[str, Any],
+    **settings: Any,
 ) -> Worker:
-    config = load_study_file("quickstart", {"budget.trials": 7})
+    config = load_study_file("quickstart", {"budget.trials": 7, **settings})
     dataset = load_dataset("cifar10-mini", data_cache)
     first = first_trials(config, "quickstart")
     opened, _ = create_or_continue(storage, config, dataset.digest, first, attributes)
@@ -111,3 +117,34 @@ def test_the_sampler_weighs_the_trials_of_the_study_that_this_one_started_from(
     (trial,) = sampler._earlier
     assert trial.value == 0.3
     assert trial.params["learning_rate"] == 1e-3
+
+
+def test_a_trial_asks_the_database_as_much_in_a_long_study_as_in_a_new_one(
+    tmp_path: Path, data_cache: Path
+) -> None:
+    storage = open_database(f"sqlite:///{tmp_path / 'a.db'}", create=True)
+    settings = {"sampler.name": "random", "pruner.name": "median", "budget.trials": 25}
+    worker = make_worker(storage, tmp_path, data_cache, {}, **settings)
+    statements: list[str] = []
+    before_trial: list[int] = []
+    epochs: set[int] = set()
+
+    @sqlalchemy.event.listens_for(storage.engine, "before_cursor_execute")
+    def counted(_: object, __: object, statement: str, *___: object) -> None:
+        if not statement.startswith("BEGIN"):
+            statements.append(statement)
+
+    def counting(parameters: Mapping[str, Any], context: TrialContext) -> Iterator[EpochResult]:
+        before_trial.append(len(statements))
+        for result in poor(parameters, context):
+            before = len(statements)
+            yield result
+            epochs.add(len(statements) - before)
+
+    replace(worker, objective=counting).work()
+    of_trials = [after - before for before, after in itertools.pairwise(before_trial)]
+    assert len(of_trials) == 24
+    # Whose it is, the accuracy, the attributes; and at some epochs what the others have reached.
+    assert epochs == {3, 4}
+    assert max(of_trials) < 60
+    assert len(set(of_trials)) == 1

@@ -1,15 +1,20 @@
+import math
 import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
 import sqlalchemy
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.storages._rdb import models
 from optuna.trial import TrialState, create_trial
 
-from studies.ownership import DatabaseStorage, NotOwned, OwnedStorage, worker_name
+from studies.database import DatabaseStorage
+from studies.ownership import NotOwned, OwnedStorage, worker_name
+from studies.patience import ProxyFailure
 from studies.proxy import start
 from studies.results import ERROR, LOSSES, OWNER
 from studies.storage import STALE_SECONDS, open_database, open_storage
@@ -212,3 +217,107 @@ def test_a_new_trial_has_a_heartbeat_from_the_start(
     time.sleep(0.01)
     without_a_heartbeat(database, trial)
     assert list(ours.lost_trials(study._study_id)) == [trial]
+
+
+def test_a_new_trial_is_its_maker_s_own(
+    database: DatabaseStorage, ours: OwnedStorage, theirs: OwnedStorage, study: optuna.Study
+) -> None:
+    trial = ours.create(study._study_id, limit=None)
+    assert trial is not None
+    found = theirs.get_trial(trial)
+    assert (found.number, found.state) == (0, TrialState.RUNNING)
+    assert found.datetime_start is not None
+    assert not theirs.take(trial)
+    assert ours.lost_trials(study._study_id) == {}
+    without_a_heartbeat(database, trial)
+    assert theirs.lost_trials(study._study_id) == {trial: ours.owner(trial)}
+
+
+def test_no_trial_is_made_beyond_the_limit_but_for_those_that_failed(
+    ours: OwnedStorage, study: optuna.Study
+) -> None:
+    first, second = (ours.create(study._study_id, limit=2) for _ in range(2))
+    assert first is not None
+    assert second is not None
+    assert ours.create(study._study_id, limit=2) is None
+    ours.end(first, TrialState.FAIL)
+    third = ours.create(study._study_id, limit=2)
+    assert third is not None
+    assert ours.get_trial(third).number == 2
+
+
+def test_a_trial_whose_maker_had_no_answer_is_found_again(
+    ours: OwnedStorage, study: optuna.Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = ours.make
+
+    def made_but_not_said(*arguments: Any) -> None:
+        make(*arguments)
+        raise ProxyFailure("the connection is lost", is_transient=True)
+
+    monkeypatch.setattr(ours, "make", made_but_not_said)
+    for _ in range(2):
+        with pytest.raises(ProxyFailure):
+            ours.create(study._study_id, limit=1)
+    monkeypatch.undo()
+    assert ours.may_have_created()
+    trial = ours.create(study._study_id, limit=1)
+    assert trial is not None
+    assert not ours.may_have_created()
+    ours.report(trial, {1: 0.5}, {}, {})
+    assert ours.create(study._study_id, limit=1) is None
+    assert len(study.trials) == 1
+
+
+def test_all_that_is_new_is_reported_at_once_and_can_be_said_twice(
+    ours: OwnedStorage, study: optuna.Study
+) -> None:
+    trial = ours.create(study._study_id, None)
+    assert trial is not None
+    rate, kind = FloatDistribution(1e-4, 1.0, log=True), CategoricalDistribution(["a", "b"])
+    parameters = {"rate": (0.1, rate), "kind": (1.0, kind)}
+    for accuracy in (0.4, 0.5):
+        ours.report(trial, {1: accuracy, 2: math.nan}, {"worker": "w"}, parameters)
+    ours.report(trial, {3: math.inf}, {"best_epoch": 3}, {})
+    found = ours.get_trial(trial)
+    assert found.params == {"rate": 0.1, "kind": "b"}
+    assert found.distributions == {"rate": rate, "kind": kind}
+    assert found.intermediate_values.pop(3) == math.inf
+    assert math.isnan(found.intermediate_values.pop(2))
+    assert found.intermediate_values == {1: 0.5}
+    assert found.user_attrs.items() >= {"worker": "w", "best_epoch": 3}.items()
+
+
+def test_of_a_trial_that_is_another_s_nothing_is_reported_and_it_does_not_end(
+    ours: OwnedStorage, theirs: OwnedStorage, study: optuna.Study
+) -> None:
+    trial = ours.create(study._study_id, None)
+    assert trial is not None
+    assert theirs.take_away(trial, ours.owner(trial), 3, "silence")
+    assert theirs.take(trial)
+    with pytest.raises(NotOwned):
+        ours.report(trial, {1: 0.5}, {"best_epoch": 1}, {})
+    with pytest.raises(NotOwned):
+        ours.end(trial, TrialState.COMPLETE, 0.5)
+    found = theirs.get_trial(trial)
+    assert found.intermediate_values == {}
+    assert found.state == TrialState.RUNNING
+
+
+def test_a_trial_ends_once(ours: OwnedStorage, study: optuna.Study) -> None:
+    trial = ours.create(study._study_id, None)
+    assert trial is not None
+    with pytest.raises(ValueError, match="cannot end with nan"):
+        ours.end(trial, TrialState.COMPLETE, math.nan)
+    ours.end(trial, TrialState.COMPLETE, 0.5)
+    ended = ours.get_trial(trial)
+    assert (ended.state, ended.value) == (TrialState.COMPLETE, 0.5)
+    assert ended.duration is not None
+    assert ended.duration < timedelta(seconds=60), "one time zone for both ends"
+    # As after a connection that was lost before the answer.
+    ours.end(trial, TrialState.COMPLETE, 0.5)
+    assert ours.get_trial(trial).datetime_complete == ended.datetime_complete
+    with pytest.raises(optuna.exceptions.UpdateFinishedTrialError):
+        ours.end(trial, TrialState.FAIL)
+    with pytest.raises(optuna.exceptions.UpdateFinishedTrialError):
+        ours.report(trial, {1: 0.5}, {}, {})

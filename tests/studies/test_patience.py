@@ -1,4 +1,5 @@
 import sqlite3
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import sqlalchemy
 from sqlalchemy.exc import OperationalError
 
 from studies.patience import Patience, StorageLost, is_transient, reason
-from studies.storage import open_storage
+from studies.storage import IDLE_SECONDS, open_storage
 from tests.conftest import Postgres
 
 
@@ -127,9 +128,12 @@ def test_a_stopped_server_is_waited_for(stoppable: Postgres) -> None:
     assert patience.call(study.ask).number == 0
 
 
-def test_connections_that_were_cut_are_replaced(postgres_url: str) -> None:
+@pytest.mark.parametrize("idle", [True, False])
+def test_connections_that_were_cut_are_replaced(postgres_url: str, idle: bool) -> None:
+    """Those that nobody used for a while before they are used, the others with patience."""
     storage = open_storage(postgres_url)
     study = optuna.create_study(storage=storage)
+    patience = Patience(30)
     others = sqlalchemy.create_engine(postgres_url)
     for number in range(3):
         with others.begin() as connection:
@@ -137,7 +141,10 @@ def test_connections_that_were_cut_are_replaced(postgres_url: str) -> None:
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
                 "WHERE pid <> pg_backend_pid() AND datname = current_database()"
             )
-        assert study.ask().number == number
+        if idle:
+            time.sleep(IDLE_SECONDS)
+        trial = study.ask() if idle else patience.call(study.ask)
+        assert trial.number == number
     others.dispose()
 
 

@@ -12,8 +12,10 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState, create_trial
 
 from data.errors import UserError
+from search.budget import Turn, claim
 from studies import proxied, proxy
-from studies.ownership import DatabaseStorage, OwnedStorage
+from studies.database import DatabaseStorage
+from studies.ownership import OwnedStorage
 from studies.patience import ProxyFailure, is_transient
 from studies.storage import open_database, open_storage
 from tests.conftest import Postgres
@@ -243,6 +245,28 @@ def test_what_a_client_has_given_up_is_not_done_later(
     assert second.take(wanted)
 
 
+def test_an_answer_that_was_lost_costs_no_trial(
+    postgres_url: str, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = open_database(postgres_url)
+    storage = open_storage(serve(database))
+    study = optuna.create_study(storage=storage, study_name="s")
+    monkeypatch.setattr(proxied, "CALL_SECONDS", 1.0)
+    with database.engine.begin() as connection:
+        connection.exec_driver_sql("SELECT 1 FROM studies FOR UPDATE")
+        with pytest.raises(ProxyFailure):
+            claim(study, storage, 1, may_create=True)
+    # Now the proxy makes the trial that nobody waits for any more.
+    monkeypatch.setattr(proxied, "CALL_SECONDS", 30.0)
+    claimed = claim(study, storage, 1, may_create=True)
+    assert isinstance(claimed, optuna.Trial)
+    storage.end(claimed._trial_id, TrialState.PRUNED)
+    assert claim(study, storage, 1, may_create=True) is Turn.DONE
+    assert [trial.state for trial in database.get_all_trials(study._study_id)] == [
+        TrialState.PRUNED
+    ]
+
+
 def test_clients_that_read_at_once_see_what_they_have_written(
     postgres_url: str, serve: Serve
 ) -> None:
@@ -257,11 +281,16 @@ def test_clients_that_read_at_once_see_what_they_have_written(
         all_ready.wait()
         seen = []
         for step in range(20):
-            storage.set_trial_intermediate_value(trial, step, 0.5)
+            if step % 2:
+                storage.report(trial, {step: 0.5}, {}, {})
+            else:
+                storage.set_trial_intermediate_value(trial, step, 0.5)
             trials = storage.get_all_trials(study_id, deepcopy=False)
             (found,) = (item for item in trials if item._trial_id == trial)
             seen.append(step in found.intermediate_values)
+        storage.end(trial, TrialState.PRUNED, 0.5)
+        seen.append(storage.get_trial(trial).state == TrialState.PRUNED)
         return seen
 
     with ThreadPoolExecutor(6) as pool:
-        assert [seen for part in pool.map(work, range(6)) for seen in part] == [True] * 120
+        assert [seen for part in pool.map(work, range(6)) for seen in part] == [True] * 126

@@ -62,21 +62,6 @@ def test_processes_may_open_a_new_database_at_the_same_moment(storage_url: str) 
     assert open_storage(storage_url).get_all_studies() == []
 
 
-def test_a_connection_that_was_dropped_is_replaced(postgres_url: str) -> None:
-    storage = open_storage(postgres_url)
-    study = optuna.create_study(storage=storage)
-    administrator = sqlalchemy.create_engine(postgres_url)
-    with administrator.connect() as connection:
-        connection.execute(
-            sqlalchemy.text(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-                "WHERE pid <> pg_backend_pid() AND datname = current_database()"
-            )
-        )
-    study.set_user_attr("after", 1)
-    assert study.user_attrs == {"after": 1}
-
-
 def test_a_postgresql_url_without_a_driver_means_psycopg() -> None:
     assert parse_url("postgresql://host/name").drivername == "postgresql+psycopg"
 

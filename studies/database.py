@@ -1,0 +1,334 @@
+"""The storage in SQL itself: Optuna's, with trials that belong to whoever took them.
+
+What a worker writes in one step is one transaction, in as few statements as there are tables.
+"""
+
+import json
+import math
+import threading
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from typing import Any
+
+import sqlalchemy
+from optuna.distributions import BaseDistribution, distribution_to_json
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import RDBStorage
+from optuna.storages._rdb import models
+from optuna.storages._rdb.storage import _create_scoped_session
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session, aliased
+
+from studies import standing
+from studies.ownership import NotOwned, OwnedStorage
+from studies.results import ERROR, LOSSES, OWNER, TrialRecord
+from studies.standing import Ended, Reach, Standing
+
+READING: Mapping[str, Any] = {"reading": True}
+"""The execution option of a connection that writes nothing; see `studies.storage`."""
+
+_OWNER = aliased(models.TrialUserAttributeModel)
+_OF_OWNER = sqlalchemy.and_(_OWNER.trial_id == models.TrialModel.trial_id, _OWNER.key == OWNER)
+
+
+@cache
+def _upsert(dialect: str, model: Any) -> Any:
+    """The statement that inserts a row in place of that of the same key. To build it takes time."""
+    insert = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}[dialect]
+    table = model.__table__
+    unique = next(
+        item for item in table.constraints if isinstance(item, sqlalchemy.UniqueConstraint)
+    )
+    statement: Any = insert(table)
+    if model is models.TrialHeartbeatModel:
+        # By the database's clock.
+        statement = statement.values(heartbeat=sqlalchemy.func.current_timestamp())
+    others = set(table.columns) - set(table.primary_key) - set(unique.columns)
+    return statement.on_conflict_do_update(
+        index_elements=list(unique.columns),
+        set_={column.name: statement.excluded[column.name] for column in others},
+    )
+
+
+class DatabaseStorage(OwnedStorage, RDBStorage):
+    """Optuna's storage in SQL, with trials that belong to whoever took them."""
+
+    def __init__(
+        self,
+        url: str,
+        engine_kwargs: dict[str, Any],
+        heartbeat_interval: int,
+        grace_period: int,
+    ) -> None:
+        OwnedStorage.__init__(self, grace_period)
+        self._caller = threading.local()
+        RDBStorage.__init__(
+            self,
+            url,
+            engine_kwargs=engine_kwargs,
+            heartbeat_interval=heartbeat_interval,
+            grace_period=grace_period,
+        )
+
+    @contextmanager
+    def on_behalf_of(self, token: str | None) -> Iterator[None]:
+        """Let this thread write as who has this token, or as nobody: a server, for a client."""
+        self._caller.token = token
+        try:
+            yield
+        finally:
+            self._caller.token = None
+
+    def make(self, study_id: int, limit: int | None, token: str, again: bool) -> int | None:
+        trials = models.TrialModel
+        of_study = trials.study_id == study_id
+        alive = sqlalchemy.func.count(sqlalchemy.case((trials.state != TrialState.FAIL, 1)))
+        with _create_scoped_session(self.scoped_session) as session:
+            # As Optuna does: numbers are given to one process after the other.
+            models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
+            if again:
+                made = session.execute(
+                    sqlalchemy.select(trials.trial_id)
+                    .join(_OWNER, _OF_OWNER)
+                    .where(of_study, _OWNER.value_json == json.dumps(token))
+                ).scalar()
+                if made is not None:
+                    return int(made)
+            number, taken = session.execute(
+                sqlalchemy.select(sqlalchemy.func.count(), alive).where(of_study)
+            ).one()
+            if limit is not None and taken >= limit:
+                return None
+            trial = trials(
+                study_id=study_id,
+                number=number,
+                state=TrialState.RUNNING,
+                datetime_start=datetime.now(),
+            )
+            session.add(trial)
+            session.flush()
+            trial_id = int(trial.trial_id)
+            self._put_owner(session, trial_id, token)
+        return trial_id
+
+    def give(self, trial_id: int, token: str) -> bool:
+        with _create_scoped_session(self.scoped_session) as session:
+            trial = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
+            if trial.state != TrialState.WAITING:
+                return False
+            trial.state = TrialState.RUNNING
+            trial.datetime_start = datetime.now()
+            self._put_owner(session, trial_id, token)
+        return True
+
+    def _put_owner(self, session: Session, trial_id: int, token: str) -> None:
+        """With a heartbeat: a trial that has none would never be found to be lost."""
+        self._put_attributes(session, trial_id, {OWNER: token})
+        self._put(session, models.TrialHeartbeatModel, [{"trial_id": trial_id}])
+
+    def owner(self, trial_id: int) -> str | None:
+        self._begin_reading()
+        with _create_scoped_session(self.scoped_session) as session:
+            return self._owner(session, trial_id)
+
+    def beat(self, trial_id: int, token: str | None) -> bool:
+        if token is not None and self.owner(trial_id) != token:
+            return False
+        RDBStorage.record_heartbeat(self, trial_id)
+        return True
+
+    def take_away(self, trial_id: int, owner: str | None, most_losses: int, reason: str) -> bool:
+        with _create_scoped_session(self.scoped_session) as session:
+            trial = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
+            if trial.state != TrialState.RUNNING or self._owner(session, trial_id) != owner:
+                return False
+            before = self._get(session, trial_id, LOSSES)
+            losses = 1 + (before if isinstance(before, int) else 0)
+            if losses > most_losses:
+                times = "once" if losses == 1 else f"{losses} times"
+                self._set(session, trial_id, ERROR, f"its worker was lost {times}; last: {reason}")
+            self._set(session, trial_id, LOSSES, losses)
+            self._set(session, trial_id, OWNER, None)
+            # Last, since Optuna writes to no trial that has ended.
+            if losses > most_losses:
+                trial.state = TrialState.FAIL
+                trial.datetime_complete = datetime.now()
+            else:
+                trial.state = TrialState.WAITING
+        return True
+
+    def lost_trials(self, study_id: int) -> dict[int, str | None]:
+        trials, beats = models.TrialModel, models.TrialHeartbeatModel
+        found = self.read(
+            sqlalchemy.select(
+                trials.trial_id, beats.heartbeat, sqlalchemy.func.now(), _OWNER.value_json
+            )
+            .join(beats, beats.trial_id == trials.trial_id)
+            .outerjoin(_OWNER, _OF_OWNER)
+            .where(trials.study_id == study_id, trials.state == TrialState.RUNNING)
+        )
+        longest = timedelta(seconds=self._stale_seconds)
+        return {
+            trial_id: None if owner is None else _as_owner(json.loads(owner))
+            for trial_id, beat, now, owner in found
+            if now.replace(tzinfo=None) - beat > longest
+        }
+
+    def report(
+        self,
+        trial_id: int,
+        accuracies: Mapping[int, float],
+        attributes: Mapping[str, Any],
+        parameters: Mapping[str, tuple[float, BaseDistribution]],
+    ) -> None:
+        intermediate = models.TrialIntermediateValueModel
+        with _create_scoped_session(self.scoped_session) as session:
+            self._check_own(session, trial_id)
+            reports = []
+            for epoch, accuracy in accuracies.items():
+                value, kind = intermediate.intermediate_value_to_stored_repr(accuracy)
+                report = {"intermediate_value": value, "intermediate_value_type": kind}
+                reports.append({"trial_id": trial_id, "step": epoch, **report})
+            self._put(session, intermediate, reports)
+            self._put_attributes(session, trial_id, attributes)
+            self._put(
+                session,
+                models.TrialParamModel,
+                [
+                    {
+                        "trial_id": trial_id,
+                        "param_name": name,
+                        "param_value": value,
+                        "distribution_json": distribution_to_json(distribution),
+                    }
+                    for name, (value, distribution) in parameters.items()
+                ],
+            )
+
+    def end(self, trial_id: int, state: TrialState, value: float | None = None) -> None:
+        if value is not None and math.isnan(value):
+            raise ValueError(f"trial {trial_id} cannot end with {value}")
+        trials, values = models.TrialModel, models.TrialValueModel
+        with _create_scoped_session(self.scoped_session) as session:
+            if self._check_own(session, trial_id, ended_as=state):
+                return
+            if value is not None:
+                stored, kind = values.value_to_stored_repr(value)
+                row = {"objective": 0, "value": stored, "value_type": kind}
+                self._put(session, values, [{"trial_id": trial_id, **row}])
+            now = datetime.now(UTC).replace(tzinfo=None)
+            session.execute(
+                sqlalchemy.update(trials.__table__)
+                .where(trials.trial_id == trial_id)
+                .values(state=state, datetime_complete=now)
+            )
+
+    def count(self, study_id: int) -> int:
+        return standing.count(self.read, study_id)
+
+    def open_trials(self, study_id: int) -> tuple[int, list[Standing]]:
+        return standing.open_trials(self.read, study_id)
+
+    def last_ended(self, study_id: int, since: int, most: int) -> list[Ended]:
+        return standing.last_ended(self.read, study_id, since, most)
+
+    def outlines(self, study_id: int, numbers: Collection[int], best: int) -> list[TrialRecord]:
+        return standing.outlines(self.read, study_id, numbers, best)
+
+    def reached(self, study_id: int, epoch: int, since: int) -> list[Reach]:
+        return standing.reached(self.read, study_id, epoch, since)
+
+    def read(self, statement: sqlalchemy.Select[Any]) -> Sequence[Any]:
+        """The rows of a query, without a lock."""
+        with self.engine.connect() as connection:
+            return connection.execution_options(**READING).execute(statement).all()
+
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        self._begin_reading()
+        return super().get_trial(trial_id)
+
+    def _get_trials(self, *arguments: Any, **options: Any) -> list[FrozenTrial]:
+        self._begin_reading()
+        return super()._get_trials(*arguments, **options)
+
+    def _begin_reading(self) -> None:
+        """Let what Optuna does next in this thread be without a lock."""
+        session = self.scoped_session()
+        if not session.in_transaction():
+            session.connection(execution_options=READING)
+
+    def check_trial_is_updatable(self, trial_id: int, trial_state: TrialState) -> None:
+        """Called by Optuna in the transaction of every write to a trial."""
+        super().check_trial_is_updatable(trial_id, trial_state)
+        token = self._token(trial_id)
+        if token is not None and self._owner(self.scoped_session(), trial_id) != token:
+            raise NotOwned(f"trial {trial_id} belongs to another worker by now")
+
+    def _token(self, trial_id: int) -> str | None:
+        """Of who writes to a trial: the client that is served, or this process."""
+        return getattr(self._caller, "token", None) or self._tokens.get(trial_id)
+
+    def _check_own(
+        self, session: Session, trial_id: int, ended_as: TrialState | None = None
+    ) -> bool:
+        """Lock a trial, and see that it is running and ours.
+
+        Returns:
+            Whether it has ended as we would have it.
+        """
+        trials = models.TrialModel
+        state, owner = session.execute(
+            sqlalchemy.select(trials.state, _OWNER.value_json)
+            .outerjoin(_OWNER, _OF_OWNER)
+            .where(trials.trial_id == trial_id)
+            .with_for_update(of=trials)
+        ).one()
+        token = self._token(trial_id)
+        owned = token is None or owner == json.dumps(token)
+        if state.is_finished():
+            if owned and state == ended_as:
+                return True
+            raise UpdateFinishedTrialError(f"trial {trial_id} has ended")
+        if not owned:
+            raise NotOwned(f"trial {trial_id} belongs to another worker by now")
+        return False
+
+    def _put(self, session: Session, model: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Insert rows, in place of those of the same key."""
+        if not rows:
+            return
+        session.execute(_upsert(self.engine.name, model), rows if len(rows) > 1 else rows[0])
+
+    def _put_attributes(
+        self, session: Session, trial_id: int, attributes: Mapping[str, Any]
+    ) -> None:
+        rows = [
+            {"trial_id": trial_id, "key": key, "value_json": json.dumps(value)}
+            for key, value in attributes.items()
+        ]
+        self._put(session, models.TrialUserAttributeModel, rows)
+
+    def _owner(self, session: Session, trial_id: int) -> str | None:
+        return _as_owner(self._get(session, trial_id, OWNER))
+
+    def _get(self, session: Session, trial_id: int, key: str) -> Any:
+        attribute = models.TrialUserAttributeModel
+        found = session.execute(
+            sqlalchemy.select(attribute.value_json).where(
+                attribute.trial_id == trial_id, attribute.key == key
+            )
+        ).scalar()
+        return None if found is None else json.loads(found)
+
+    def _set(self, session: Session, trial_id: int, key: str, value: object) -> None:
+        self._set_trial_attr_without_commit(
+            session, models.TrialUserAttributeModel, trial_id, key, value
+        )
+
+
+def _as_owner(stored: object) -> str | None:
+    """Whoever can write to the database may have stored something else."""
+    return stored if isinstance(stored, str) else None
