@@ -13,6 +13,7 @@ from typing import Any
 
 import optuna
 import pytest
+import sqlalchemy
 
 from studies.results import LOSSES, OWNER
 from studies.storage import open_database, open_storage
@@ -110,6 +111,24 @@ def wait_for(condition: Callable[[], Any], seconds: float = 60) -> Any:
     return found
 
 
+def pause(process: subprocess.Popen[str], url: str) -> None:
+    """Not in the middle of a transaction, in which it would keep SQLite's lock."""
+    engine = sqlalchemy.create_engine(url, connect_args={"timeout": 0} if "sqlite" in url else {})
+
+    def is_paused() -> bool:
+        process.send_signal(signal.SIGSTOP)
+        try:
+            with engine.connect() as connection:
+                connection.exec_driver_sql("BEGIN IMMEDIATE" if "sqlite" in url else "SELECT 1")
+        except sqlalchemy.exc.OperationalError:
+            process.send_signal(signal.SIGCONT)
+            return False
+        return True
+
+    wait_for(is_paused)
+    engine.dispose()
+
+
 def test_workers_that_are_killed_are_replaced_and_lose_an_epoch_at_most(
     status: Status, study: Path, tmp_path: Path, storage_url: str
 ) -> None:
@@ -184,8 +203,8 @@ def test_a_worker_that_was_paused_for_too_long_leaves_its_trial_to_its_new_owner
     environment = {"HPSEARCH_STORAGE": storage_url}
     with running(tmp_path, "worker", study, **environment) as paused:
         wait_for(lambda: len(trained(tmp_path)) >= 2)
-        paused.send_signal(signal.SIGSTOP)
         storage = open_database(storage_url)
+        pause(paused, storage_url)
         opened = open_study(storage, "own")
         (trial,) = opened.study.get_trials(states=(optuna.trial.TrialState.RUNNING,))
         forget_heartbeats(storage)
