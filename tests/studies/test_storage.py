@@ -71,6 +71,7 @@ def test_a_postgresql_url_without_a_driver_means_psycopg() -> None:
     [
         ("hpsearch.db", "not a database URL"),
         ("oracel://x", "not a database URL"),
+        ("mysql://x/y", "not a database URL"),
         ("sqlite://", "in memory is not shared"),
         ("sqlite:///:memory:", "in memory is not shared"),
         ("sqlite:////no/such/folder/a.db", "no/such/folder/a.db: cannot be opened"),

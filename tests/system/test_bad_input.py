@@ -7,6 +7,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from search.prepare import create_from_file
+from studies.config import load_study_file
+from studies.storage import open_storage
+
 Hpsearch = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -87,12 +91,19 @@ def test_looking_at_a_database_that_does_not_exist_says_how_to_make_one(
 
 
 @pytest.fixture
-def prepared(hpsearch: Hpsearch) -> None:
-    """A study in which no trial has finished: its worker found the time up at once."""
-    result = hpsearch(
-        *("run", "quickstart", "--workers", 1, "--minutes", 1e-6),
-        *("--set", "space.width=4", "--set", "trial.epochs=1"),
-    )
+def prepared(tmp_path: Path, data_cache: Path) -> None:
+    """A study in which no trial has finished."""
+    storage = open_storage(f"sqlite:///{tmp_path / 'hpsearch.db'}", create=True)
+    config = load_study_file("quickstart", {"space.width": 4, "trial.epochs": 1})
+    create_from_file(storage, config, "quickstart", data_cache)
+
+
+def test_a_search_in_which_no_trial_has_finished_says_so(
+    hpsearch: Hpsearch, few_images: Path
+) -> None:
+    """Its worker finds the time up at once."""
+    arguments = ("run", "quickstart", "--workers", 1, "--minutes", 1e-6, "--data", few_images)
+    result = hpsearch(*arguments)
     assert result.returncode == 1
     assert "no trial is complete" in result.stdout
 

@@ -18,6 +18,7 @@ Status = Callable[..., dict[str, Any]]
 STUDY = """
 name = "tiny"
 [data]
+source = "{few_images}"
 validation_fraction = 0.5
 [trial]
 epochs = 2
@@ -34,9 +35,9 @@ trials = 3
 
 
 def test_confirm_finds_the_winner_once_and_export_prefers_it(
-    hpsearch: Hpsearch, status: Status, tmp_path: Path
+    hpsearch: Hpsearch, status: Status, few_images: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "tiny.toml").write_text(STUDY)
+    (tmp_path / "tiny.toml").write_text(STUDY.format(few_images=few_images))
     url = f"sqlite:///{tmp_path / 'a.db'}"
     assert hpsearch("run", "tiny.toml", "--workers", 2, HPSEARCH_STORAGE=url).returncode == 0
 
@@ -79,7 +80,7 @@ def test_confirm_finds_the_winner_once_and_export_prefers_it(
     whole = ("export", "tiny", "--output", "whole", "--on", "train+validation")
     anew = hpsearch(*whole, HPSEARCH_STORAGE=url)
     assert anew.returncode == 0, anew.stderr
-    assert "anew on 5000 training and validation images" in anew.stderr
+    assert "anew on 400 training and validation images" in anew.stderr
     assert "epoch 2 of 2, loss" in anew.stderr
     retrained = json.loads((tmp_path / "whole" / "trial.json").read_text())
     assert (retrained["study"], retrained["trial"]) == ("tiny-confirm", description["trial"])

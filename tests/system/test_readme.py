@@ -60,9 +60,11 @@ def test_the_python_is_the_same_as_in_an_exported_folder() -> None:
     assert here == there
 
 
-def test_init_writes_a_study_that_run_accepts(hpsearch: Hpsearch, tmp_path: Path) -> None:
+def test_init_writes_a_study_that_run_accepts(
+    hpsearch: Hpsearch, few_images: Path, tmp_path: Path
+) -> None:
     assert hpsearch("init", "flowers.toml").returncode == 0
-    settings = ("--set", "space.width=4", "--set", "trial.epochs=1")
+    settings = ("--set", "space.width=4", "--set", "trial.epochs=1", "--data", few_images)
     result = hpsearch("run", "flowers.toml", "--trials", 1, "--workers", 1, *settings)
     assert result.returncode == 0, result.stderr
     assert "study 'flowers' created" in result.stdout

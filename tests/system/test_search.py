@@ -54,8 +54,9 @@ def study_file(tmp_path: Path) -> Path:
 
 
 def test_a_search_ends_with_exactly_its_trials_and_the_best_model(
-    hpsearch: Hpsearch, status: Status, study_file: Path, storage_url: str, tmp_path: Path
+    hpsearch: Hpsearch, status: Status, study_file: Path, tmp_path: Path
 ) -> None:
+    storage_url = f"sqlite:///{tmp_path / 'a.db'}"
     first = hpsearch("run", study_file, "--trials", 1, "--workers", 1, HPSEARCH_STORAGE=storage_url)
     assert first.returncode == 0, first.stderr
     assert "study 'tiny' created" in first.stdout
@@ -101,12 +102,13 @@ def test_a_search_ends_with_exactly_its_trials_and_the_best_model(
 
 
 def test_the_first_trial_is_the_notebook_s(
-    hpsearch: Hpsearch, status: Status, tmp_path: Path
+    hpsearch: Hpsearch, status: Status, few_images: Path, tmp_path: Path
 ) -> None:
     url = f"sqlite:///{tmp_path / 'a.db'}"
     result = hpsearch(
         *("run", "quickstart", "--trials", 1, "--workers", 2, "--name", "baseline"),
         *("--set", "space.width=4", "--set", "trial.epochs=1", "--storage", url),
+        *("--data", few_images),
     )
     assert result.returncode == 0, result.stderr
     best = status("baseline", url)["best"]
@@ -116,8 +118,8 @@ def test_the_first_trial_is_the_notebook_s(
     assert (parameters["batch_size"], parameters["augmentation"]) == (64, "flip+resized-crop")
 
 
-def test_a_finished_study_is_not_searched_again(hpsearch: Hpsearch, tmp_path: Path) -> None:
-    arguments = ("run", "quickstart", "--trials", 1, "--workers", 1)
+def test_a_finished_study_is_not_searched_again(hpsearch: Hpsearch, few_images: Path) -> None:
+    arguments = ("run", "quickstart", "--trials", 1, "--workers", 1, "--data", few_images)
     settings = ("--set", "space.width=4", "--set", "trial.epochs=1")
     hpsearch(*arguments, *settings)
     again = hpsearch(*arguments, *settings)
@@ -294,9 +296,9 @@ def test_minutes_end_a_search_that_has_no_number_of_trials(
 
 
 def test_the_python_that_the_exported_readme_shows_works(
-    hpsearch: Hpsearch, tmp_path: Path
+    hpsearch: Hpsearch, few_images: Path, tmp_path: Path
 ) -> None:
-    settings = ("--set", "space.width=4", "--set", "trial.epochs=1")
+    settings = ("--set", "space.width=4", "--set", "trial.epochs=1", "--data", few_images)
     hpsearch("run", "quickstart", "--trials", 1, "--workers", 1, *settings)
     result = hpsearch("export", "quickstart", "--output", "best")
     assert result.returncode == 0, result.stderr
@@ -304,7 +306,7 @@ def test_the_python_that_the_exported_readme_shows_works(
     (code,) = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
     assert len([line for line in code.splitlines() if line]) <= 5
 
-    dataset = load_dataset("cifar10-mini", tmp_path / "var")
+    dataset = load_dataset(str(few_images), tmp_path / "var")
     pixels = dataset.test.images[0].permute(1, 2, 0).numpy()
     Image.fromarray(pixels).save(tmp_path / "photo.jpg")
     ran = subprocess.run(
