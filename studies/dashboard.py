@@ -91,7 +91,9 @@ def serve(app: Application, host: str, port: int, started: Callable[[int], None]
     server = waitress.create_server(
         app, host=host, port=port, threads=8, max_request_body_size=LARGEST_REQUEST_BYTES
     )
-    started(server.effective_port)
+    # A name may stand for several addresses, of which each has a listener of its own.
+    listeners = getattr(server, "effective_listen", None)
+    started(listeners[0][1] if listeners else server.effective_port)
     try:
         server.run()
     finally:

@@ -27,11 +27,20 @@ from studies.ownership import NotOwned, OwnedStorage
 from studies.results import ERROR, LOSSES, OWNER, TrialRecord
 from studies.standing import Ended, Reach, Standing
 
+RUNNING = TrialState.RUNNING
+
 READING: Mapping[str, Any] = {"reading": True}
 """The execution option of a connection that writes nothing; see `studies.storage`."""
 
 _OWNER = aliased(models.TrialUserAttributeModel)
 _OF_OWNER = sqlalchemy.and_(_OWNER.trial_id == models.TrialModel.trial_id, _OWNER.key == OWNER)
+
+
+def _clock(dialect: str) -> Any:
+    """The database's, in UTC; its column has no time zone, and connections may differ in theirs."""
+    if dialect == "postgresql":
+        return sqlalchemy.func.timezone("utc", sqlalchemy.func.now(), type_=sqlalchemy.DateTime())
+    return sqlalchemy.func.current_timestamp()
 
 
 @cache
@@ -44,8 +53,7 @@ def _upsert(dialect: str, model: Any) -> Any:
     )
     statement: Any = insert(table)
     if model is models.TrialHeartbeatModel:
-        # By the database's clock.
-        statement = statement.values(heartbeat=sqlalchemy.func.current_timestamp())
+        statement = statement.values(heartbeat=_clock(dialect))
     others = set(table.columns) - set(table.primary_key) - set(unique.columns)
     return statement.on_conflict_do_update(
         index_elements=list(unique.columns),
@@ -135,9 +143,10 @@ class DatabaseStorage(OwnedStorage, RDBStorage):
             return self._owner(session, trial_id)
 
     def beat(self, trial_id: int, token: str | None) -> bool:
-        if token is not None and self.owner(trial_id) != token:
-            return False
-        RDBStorage.record_heartbeat(self, trial_id)
+        with _create_scoped_session(self.scoped_session) as session:
+            if token is not None and self._locked(session, trial_id) != (RUNNING, token):
+                return False
+            self._put(session, models.TrialHeartbeatModel, [{"trial_id": trial_id}])
         return True
 
     def take_away(self, trial_id: int, owner: str | None, most_losses: int, reason: str) -> bool:
@@ -147,12 +156,11 @@ class DatabaseStorage(OwnedStorage, RDBStorage):
                 return False
             before = self._get(session, trial_id, LOSSES)
             losses = 1 + (before if isinstance(before, int) else 0)
+            attributes: dict[str, Any] = {LOSSES: losses, OWNER: None}
             if losses > most_losses:
                 times = "once" if losses == 1 else f"{losses} times"
-                self._set(session, trial_id, ERROR, f"its worker was lost {times}; last: {reason}")
-            self._set(session, trial_id, LOSSES, losses)
-            self._set(session, trial_id, OWNER, None)
-            # Last, since Optuna writes to no trial that has ended.
+                attributes[ERROR] = f"its worker was lost {times}; last: {reason}"
+            self._put_attributes(session, trial_id, attributes)
             if losses > most_losses:
                 trial.state = TrialState.FAIL
                 trial.datetime_complete = datetime.now()
@@ -164,7 +172,7 @@ class DatabaseStorage(OwnedStorage, RDBStorage):
         trials, beats = models.TrialModel, models.TrialHeartbeatModel
         found = self.read(
             sqlalchemy.select(
-                trials.trial_id, beats.heartbeat, sqlalchemy.func.now(), _OWNER.value_json
+                trials.trial_id, beats.heartbeat, _clock(self.engine.name), _OWNER.value_json
             )
             .join(beats, beats.trial_id == trials.trial_id)
             .outerjoin(_OWNER, _OF_OWNER)
@@ -174,7 +182,7 @@ class DatabaseStorage(OwnedStorage, RDBStorage):
         return {
             trial_id: None if owner is None else _as_owner(json.loads(owner))
             for trial_id, beat, now, owner in found
-            if now.replace(tzinfo=None) - beat > longest
+            if now - beat > longest
         }
 
     def report(
@@ -279,22 +287,37 @@ class DatabaseStorage(OwnedStorage, RDBStorage):
         Returns:
             Whether it has ended as we would have it.
         """
-        trials = models.TrialModel
-        state, owner = session.execute(
-            sqlalchemy.select(trials.state, _OWNER.value_json)
-            .outerjoin(_OWNER, _OF_OWNER)
-            .where(trials.trial_id == trial_id)
-            .with_for_update(of=trials)
-        ).one()
+        state, owner = self._locked(session, trial_id)
         token = self._token(trial_id)
-        owned = token is None or owner == json.dumps(token)
+        owned = token is None or owner == token
         if state.is_finished():
             if owned and state == ended_as:
                 return True
             raise UpdateFinishedTrialError(f"trial {trial_id} has ended")
-        if not owned:
+        if not owned or state != RUNNING:
             raise NotOwned(f"trial {trial_id} belongs to another worker by now")
         return False
+
+    def _locked(self, session: Session, trial_id: int) -> tuple[TrialState, str | None]:
+        """The state and the owner of a trial that no other transaction changes meanwhile.
+
+        Both rows are locked: PostgreSQL, when it has waited for a lock, reads again what it locks,
+        and nothing else of the same statement.
+        """
+        trials = models.TrialModel
+        of_trial = trials.trial_id == trial_id
+        found = session.execute(
+            sqlalchemy.select(trials.state, _OWNER.value_json)
+            .join(_OWNER, _OF_OWNER)
+            .where(of_trial)
+            .with_for_update(of=[trials, _OWNER])
+        ).one_or_none()
+        if found is None:  # It was never anybody's.
+            return session.execute(
+                sqlalchemy.select(trials.state).where(of_trial)
+            ).scalar_one(), None
+        state, owner = found
+        return state, _as_owner(json.loads(owner))
 
     def _put(self, session: Session, model: Any, rows: Sequence[Mapping[str, Any]]) -> None:
         """Insert rows, in place of those of the same key."""
@@ -322,11 +345,6 @@ class DatabaseStorage(OwnedStorage, RDBStorage):
             )
         ).scalar()
         return None if found is None else json.loads(found)
-
-    def _set(self, session: Session, trial_id: int, key: str, value: object) -> None:
-        self._set_trial_attr_without_commit(
-            session, models.TrialUserAttributeModel, trial_id, key, value
-        )
 
 
 def _as_owner(stored: object) -> str | None:

@@ -146,7 +146,7 @@ class OwnedStorage(BaseStorage):
         running = (TrialState.RUNNING,)
         for trial in self.get_all_trials(study_id, deepcopy=False, states=running):
             owner = trial.user_attrs.get(OWNER)
-            if isinstance(owner, str) and owner.startswith(f"{worker}-"):
+            if isinstance(owner, str) and owner.rpartition("-")[0] == worker:
                 self.take_away(trial._trial_id, owner, most_losses, reason)
 
     def record_heartbeat(self, trial_id: int) -> None:

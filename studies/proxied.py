@@ -225,7 +225,7 @@ def open_proxied(url: str) -> ProxiedStorage:
         host, port = parsed.hostname, parsed.port
     except ValueError:
         host, port = None, None
-    if not host or not port or parsed.netloc != address(host, port):
+    if not host or not port or parsed.netloc.lower() != address(host, port):
         raise UserError(f"storage: write grpc://host:port (a token belongs in {SECRET})")
     return ProxiedStorage(host, port, proxy_secret())
 

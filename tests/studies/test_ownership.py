@@ -1,6 +1,7 @@
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from optuna.storages._rdb import models
 from optuna.trial import TrialState, create_trial
 
 from studies.database import DatabaseStorage
-from studies.ownership import NotOwned, OwnedStorage, worker_name
+from studies.ownership import NotOwned, OwnedStorage
 from studies.patience import ProxyFailure
 from studies.proxy import start
 from studies.results import ERROR, LOSSES, OWNER
@@ -160,6 +161,72 @@ def test_a_trial_that_has_found_another_worker_by_now_is_not_taken_from_it(
     assert theirs.get_trial(trial).user_attrs[LOSSES] == 1
 
 
+def test_who_has_lost_a_trial_may_find_its_next_worker_lost_too(
+    ours: OwnedStorage, theirs: OwnedStorage, study: optuna.Study
+) -> None:
+    trial = waiting(ours, study)
+    assert ours.take(trial)
+    assert theirs.take_away(trial, ours.owner(trial), 3, "silence")
+    assert theirs.take(trial)
+    assert ours.take_away(trial, ours.owner(trial), 3, "silence")
+    assert theirs.get_trial(trial).state == TrialState.WAITING
+    assert theirs.get_trial(trial).user_attrs[LOSSES] == 2
+
+
+def test_a_write_that_had_to_wait_for_who_took_the_trial_away_is_refused(
+    postgres_url: str,
+) -> None:
+    """SQLite has one lock for all, and reads nothing before it has it."""
+    ours, theirs = open_database(postgres_url), open_database(postgres_url)
+    study = optuna.create_study(storage=ours, study_name="s", direction="maximize")
+    trial = ours.create(study._study_id, None)
+    assert trial is not None
+    writes: list[Callable[[], object]] = [
+        lambda: ours.report(trial, {1: 0.5}, {}, {}),
+        lambda: ours.end(trial, TrialState.COMPLETE, 0.5),
+        lambda: ours.beat(trial, ours._tokens[trial]),
+    ]
+    with ThreadPoolExecutor(len(writes)) as threads, theirs.engine.connect() as connection:
+        row = models.TrialModel.trial_id == trial
+        connection.execute(sqlalchemy.select(models.TrialModel.state).where(row).with_for_update())
+        waiting_writes = [threads.submit(write) for write in writes]
+        blocked = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        with ours.engine.connect() as other:
+            while other.exec_driver_sql(blocked).scalar() != len(writes):
+                time.sleep(0.01)
+        attributes = models.TrialUserAttributeModel
+        of_owner = (attributes.trial_id == trial, attributes.key == OWNER)
+        connection.execute(sqlalchemy.update(attributes).where(*of_owner).values(value_json="null"))
+        connection.execute(
+            sqlalchemy.update(models.TrialModel).where(row).values(state=TrialState.WAITING)
+        )
+        connection.commit()
+        reported, ended, beaten = waiting_writes
+        assert isinstance(reported.exception(), NotOwned)
+        assert isinstance(ended.exception(), NotOwned)
+        assert beaten.result() is False
+    found = theirs.get_trial(trial)
+    assert (found.state, found.intermediate_values) == (TrialState.WAITING, {})
+
+
+def test_machines_in_different_time_zones_see_the_same_heartbeats(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for ours, theirs in (("Asia/Tokyo", "UTC"), ("UTC", "Asia/Tokyo")):
+        monkeypatch.setenv("PGTZ", ours)
+        storage = open_database(postgres_url)
+        study = optuna.create_study(storage=storage, study_name=ours, direction="maximize")
+        trial = storage.create(study._study_id, None)
+        monkeypatch.setenv("PGTZ", theirs)
+        elsewhere = open_database(postgres_url)
+        assert elsewhere.lost_trials(study._study_id) == {}
+        with storage.engine.begin() as connection:
+            connection.exec_driver_sql(
+                "UPDATE trial_heartbeats SET heartbeat = heartbeat - interval '61 s'"
+            )
+        assert list(elsewhere.lost_trials(study._study_id)) == [trial]
+
+
 @pytest.mark.parametrize("hostile", ["many", [1]])
 def test_stored_attributes_of_another_kind_stop_nobody(
     ours: OwnedStorage,
@@ -201,7 +268,8 @@ def test_a_dead_worker_s_trials_are_taken_back_and_no_other_s(
     assert ours.take(mine)
     assert ours.take(other)
     name = str(ours.owner(mine)).rpartition("-")[0]
-    ours.set_trial_user_attr(other, OWNER, f"{worker_name(1)}-abcd")
+    # A worker of another machine, whose name begins as that of ours does.
+    ours.set_trial_user_attr(other, OWNER, f"{name}-1-abcd")
     ours.take_back(study._study_id, name, 3, "killed")
     states = {trial: ours.get_trial(trial).state for trial in (mine, other)}
     assert states == {mine: TrialState.WAITING, other: TrialState.RUNNING}

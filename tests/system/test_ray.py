@@ -66,11 +66,21 @@ trials = 3
 @pytest.fixture(scope="module")
 def head() -> Iterator[Cluster]:
     """A node with one core."""
-    cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
-    )
+    cluster = start_cluster()
     yield cluster
     cluster.shutdown()
+
+
+def start_cluster(attempts: int = 3) -> Cluster:
+    """Ray itself gives its server half a minute to start, which is short on a busy machine."""
+    try:
+        return Cluster(
+            initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+        )
+    except RuntimeError:
+        if attempts == 1:
+            raise
+        return start_cluster(attempts - 1)
 
 
 @pytest.fixture
