@@ -11,7 +11,7 @@ WORKDIR /app
 COPY pyproject.toml README.md LICENSE ./
 RUN mkdir data model search studies \
     && touch data/__init__.py model/__init__.py search/__init__.py studies/__init__.py \
-    && PIP_EXTRA_INDEX_URL="$EXTRA_INDEX_URL" pip install --editable '.[postgres,s3]'
+    && PIP_EXTRA_INDEX_URL="$EXTRA_INDEX_URL" pip install --editable '.[postgres,proxy,s3]'
 COPY . .
 
 # What a run makes: a volume, which takes over the owner of this folder.

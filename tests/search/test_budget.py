@@ -108,8 +108,8 @@ def _work(url: str, seed: int) -> None:
         while True:
             claimed = claim(study, storage, LIMIT, may_create=True)
             if isinstance(claimed, Trial):
-                time.sleep(chance.uniform(0, 0.1))
-                failed = chance.random() < 0.2
+                time.sleep(chance.uniform(0.05, 0.15))
+                failed = claimed.number == 3 or chance.random() < 0.2
                 state = FAIL if failed else chance.choice([COMPLETE, TrialState.PRUNED])
                 study.tell(claimed, 0.5 if state == COMPLETE else None, state=state)
             elif claimed is Turn.WAIT:
