@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from rich.console import Console
 from rich.live import Live
 
 from data.errors import UserError
@@ -109,7 +108,7 @@ def is_spent(opened: OpenedStudy) -> bool:
 
 
 def run_workers(
-    console: Console,
+    console: SafeConsole,
     opened: OpenedStudy,
     storage: OwnedStorage,
     options: RunOptions,
@@ -206,19 +205,18 @@ def _trouble(patience: Patience) -> str | None:
     )
 
 
-def announce(console: Console, prepared: Prepared, url: str) -> None:
+def announce(console: SafeConsole, prepared: Prepared, url: str) -> None:
     opened = prepared.opened
     name = opened.config.name
     if prepared.is_new:
-        console.print(f"study {name!r} created in {masked(url)}", highlight=False)
+        console.print(f"study {name!r} created in {masked(url)}")
         earlier = started_from(opened)
         if earlier:
-            console.print(f"it {earlier}", highlight=False)
+            console.print(f"it {earlier}")
     else:
         finished = summarise(_records(opened)).finished
         console.print(
             f"study {name!r} continues in {masked(url)}: {finished} trials finished so far",
-            highlight=False,
         )
 
 
@@ -249,7 +247,7 @@ def _with_source_of(study: StudyConfig, config: StudyConfig) -> StudyConfig:
 
 
 def _finish(
-    console: Console,
+    console: SafeConsole,
     prepared: Prepared,
     checkpoints: CheckpointDirectory,
     options: RunOptions,
@@ -263,19 +261,18 @@ def _finish(
     console.print(
         f"{summary.finished} trials finished ({summary.complete} complete, {summary.pruned} "
         f"pruned, {summary.diverged} diverged), {summary.failed} failed",
-        highlight=False,
     )
     for trouble in troubles:
-        console.print(trouble, style="red", highlight=False, markup=False)
+        console.print(trouble, style="red")
     if interruptions.received:
-        console.print(f"stopped; to continue: {options.command}", highlight=False, markup=False)
+        console.print(f"stopped; to continue: {options.command}")
         return interruptions.exit_code
     if summary.best is None:
         console.print("no trial is complete, so there is no model to export")
         return 1
     output = opened.directory(options.root) / "best"
     exported = export_best(prepared, checkpoints, output, any_device())
-    console.print(describe(exported), highlight=False, markup=False)
+    console.print(describe(exported))
     return 1 if troubles else 0
 
 

@@ -54,17 +54,15 @@ def confirm_study(
         here = source or prepared.opened.config.data.source
         troubles = run_workers(console, prepared.opened, storage, options, here, interruptions)
     for trouble in troubles:
-        console.print(trouble, style="red", highlight=False, markup=False)
+        console.print(trouble, style="red")
     if interruptions.received:
-        console.print(f"stopped; to continue: {options.command}", highlight=False, markup=False)
+        console.print(f"stopped; to continue: {options.command}")
         return interruptions.exit_code
     lacking = missing(prepared.opened, retrainings)
     if lacking:
         console.print(
             f"{lacking} of {len(retrainings)} retrainings failed; to repeat them: "
             f"{options.command}",
-            highlight=False,
-            markup=False,
         )
         return 1
     return _finish_confirmation(
@@ -84,9 +82,9 @@ def _finish_confirmation(
     confirmation = judge(searched, prepared, retrainings, checkpoints, device)
     output = searched.directory(options.root) / "confirmed"
     export_confirmed(prepared, confirmation, checkpoints, output, device)
-    console.print(describe_confirmation(confirmation), highlight=False, markup=False)
-    console.print(f"model: {output}", highlight=False, markup=False)
-    console.print(f"  to use it: hpsearch predict {output} IMAGE...", highlight=False, markup=False)
+    console.print(describe_confirmation(confirmation))
+    console.print(f"model: {output}")
+    console.print(f"  to use it: hpsearch predict {output} IMAGE...")
     return 0
 
 

@@ -27,8 +27,6 @@ from studies.ownership import NotOwned, OwnedStorage
 from studies.results import ERROR, LOSSES, OWNER, TrialRecord
 from studies.standing import Ended, Reach, Standing
 
-RUNNING = TrialState.RUNNING
-
 READING: Mapping[str, Any] = {"reading": True}
 """The execution option of a connection that writes nothing; see `studies.storage`."""
 
@@ -144,7 +142,7 @@ class DatabaseStorage(OwnedStorage, RDBStorage):
 
     def beat(self, trial_id: int, token: str | None) -> bool:
         with _create_scoped_session(self.scoped_session) as session:
-            if token is not None and self._locked(session, trial_id) != (RUNNING, token):
+            if token is not None and self._locked(session, trial_id) != (TrialState.RUNNING, token):
                 return False
             self._put(session, models.TrialHeartbeatModel, [{"trial_id": trial_id}])
         return True
@@ -294,7 +292,7 @@ class DatabaseStorage(OwnedStorage, RDBStorage):
             if owned and state == ended_as:
                 return True
             raise UpdateFinishedTrialError(f"trial {trial_id} has ended")
-        if not owned or state != RUNNING:
+        if not owned or state != TrialState.RUNNING:
             raise NotOwned(f"trial {trial_id} belongs to another worker by now")
         return False
 

@@ -22,7 +22,7 @@ from data.dataset import load_dataset
 from studies.database import DatabaseStorage
 from tests.s3 import new_bucket, s3_server
 
-HPSEARCH = Path(sys.executable).parent / "hpsearch"
+HPSEARCH = str(Path(sys.executable).parent / "hpsearch")
 
 # For several processes of our own code: they are forked from one that has imported what takes long.
 PROCESSES = multiprocessing.get_context("forkserver")

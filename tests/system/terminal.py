@@ -6,11 +6,10 @@ import pty
 import re
 import select
 import signal
-import sys
 import time
 from pathlib import Path
 
-HPSEARCH = str(Path(sys.executable).parent / "hpsearch")
+from tests.conftest import HPSEARCH
 
 
 class Terminal:

@@ -20,9 +20,9 @@ from studies.patience import Patience
 from studies.storage import open_database, open_storage
 from studies.stores import Folder
 from studies.study import open_study
-from tests.conftest import forget_heartbeats
+from tests.conftest import HPSEARCH, Hpsearch, forget_heartbeats
 from tests.s3 import SECRET, new_bucket, s3_server
-from tests.system.test_faults import HPSEARCH, Hpsearch, running
+from tests.system.processes import running
 
 # Lets no file be larger than 6 MB from one epoch on, as if the disk were full, and dies before
 # another. A state is of 8 MB.

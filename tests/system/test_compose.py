@@ -6,7 +6,6 @@ import os
 import re
 import socket
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -16,8 +15,9 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.conftest import HPSEARCH
+
 ROOT = Path(__file__).parents[2]
-HPSEARCH = str(Path(sys.executable).parent / "hpsearch")
 OURS = ("dashboard", "worker", "export")
 
 

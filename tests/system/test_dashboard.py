@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,10 +13,10 @@ import pytest
 from playwright.sync_api import Browser, Error, Page, expect, sync_playwright
 
 from studies.storage import open_storage
+from tests.conftest import HPSEARCH
 
 Hpsearch = Callable[..., subprocess.CompletedProcess[str]]
 
-HPSEARCH = str(Path(sys.executable).parent / "hpsearch")
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chrome")
 
 # In CI a missing browser must not pass for a tested dashboard.

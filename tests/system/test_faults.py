@@ -4,10 +4,8 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +17,10 @@ from studies.results import LOSSES, OWNER
 from studies.storage import open_database, open_storage
 from studies.study import VERSIONS, open_study
 from tests.conftest import Postgres, forget_heartbeats
+from tests.system.processes import running, trained, wait_for
 
 Hpsearch = Callable[..., subprocess.CompletedProcess[str]]
 Status = Callable[..., dict[str, Any]]
-
-HPSEARCH = str(Path(sys.executable).parent / "hpsearch")
 
 # Each epoch leaves a line in a file: which were trained, by whom.
 OBJECTIVES = """
@@ -75,40 +72,6 @@ def long_study(study: Path) -> Path:
     text = study.read_text().replace("[1, 2, 3, 4]", "[1, 2]").replace("trials = 4", "trials = 2")
     study.write_text(text.replace("epochs = 6", f"epochs = {LONG}"))
     return study
-
-
-@contextmanager
-def running(
-    tmp_path: Path, *arguments: object, **environment: str
-) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
-        [HPSEARCH, *map(str, arguments)],
-        cwd=tmp_path,
-        env={**os.environ, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-
-
-def trained(tmp_path: Path) -> list[tuple[int, int, int]]:
-    """The epochs so far: x, epoch, process."""
-    file = tmp_path / "epochs"
-    lines = file.read_text().splitlines() if file.exists() else []
-    return [tuple(map(int, line.split())) for line in lines]  # type: ignore[misc]
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 60) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    return found
 
 
 def pause(process: subprocess.Popen[str], url: str) -> None:

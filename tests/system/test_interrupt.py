@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +13,8 @@ from optuna.trial import TrialState
 from studies.results import WORKER
 from studies.storage import open_storage
 from studies.study import open_study
+from tests.conftest import HPSEARCH
 from tests.system.terminal import Terminal
-
-HPSEARCH = str(Path(sys.executable).parent / "hpsearch")
 
 Hpsearch = Callable[..., subprocess.CompletedProcess[str]]
 Status = Callable[..., dict[str, Any]]

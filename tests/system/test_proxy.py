@@ -4,16 +4,14 @@ import os
 import signal
 import socket
 import subprocess
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import HPSEARCH
+from tests.system.processes import running, trained, wait_for
 
 Hpsearch = Callable[..., subprocess.CompletedProcess[str]]
 Status = Callable[..., dict[str, Any]]
@@ -51,23 +49,6 @@ trials = 2
 """
 
 
-@contextmanager
-def running(*arguments: object, **environment: str) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
-        [HPSEARCH, *map(str, arguments)],
-        env={**os.environ, **environment},
-        cwd=environment.get("PWD"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-
-
 def address(process: subprocess.Popen[str]) -> str:
     assert process.stdout is not None
     return process.stdout.readline().split()[0]
@@ -92,34 +73,25 @@ def test_a_search_survives_a_killed_worker_and_a_new_proxy(
     study = write_own_study(OBJECTIVES, STUDY)
     url = f"grpc://127.0.0.1:{port}"
     monkeypatch.setenv("HPSEARCH_PROXY_TOKEN", SECRET)
-    epochs = tmp_path / "epochs"
-
-    def trained(lines: int) -> list[list[int]]:
-        deadline = time.monotonic() + 60
-        while True:
-            text = epochs.read_text() if epochs.exists() else ""
-            if len(text.splitlines()) >= lines:
-                return [[int(word) for word in line.split()] for line in text.splitlines()]
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-
     served = ("storage-proxy", "--port", port)
-    environment = {"HPSEARCH_STORAGE": url, "PWD": str(tmp_path)}
-    with running(*served, HPSEARCH_STORAGE=postgres_url) as first:
+    environment = {"HPSEARCH_STORAGE": url}
+    with running(tmp_path, *served, HPSEARCH_STORAGE=postgres_url) as first:
         assert address(first) == url
-        with running("run", study, "--workers", 2, **environment) as search:
-            os.kill(trained(3)[-1][2], signal.SIGKILL)
-            trained(7)
+        with running(tmp_path, "run", study, "--workers", 2, **environment) as search:
+            wait_for(lambda: len(trained(tmp_path)) >= 3)
+            os.kill(trained(tmp_path)[-1][2], signal.SIGKILL)
+            wait_for(lambda: len(trained(tmp_path)) >= 7)
             first.terminate()
             assert first.wait(20) == 143
-            trained(len(trained(0)) + 2)  # Training goes on meanwhile.
-            with running(*served, HPSEARCH_STORAGE=postgres_url) as second:
+            before = len(trained(tmp_path))
+            wait_for(lambda: len(trained(tmp_path)) >= before + 2)  # Training goes on meanwhile.
+            with running(tmp_path, *served, HPSEARCH_STORAGE=postgres_url) as second:
                 assert address(second) == url
                 output, _ = search.communicate(timeout=120)
                 assert search.returncode == 0, output
                 found = status("own", url)
                 assert hpsearch("export", "own", "--output", "best", HPSEARCH_STORAGE=url).stdout
-                with running("dashboard", "--port", 0, **environment) as dashboard:
+                with running(tmp_path, "dashboard", "--port", 0, **environment) as dashboard:
                     page = f"{address(dashboard).removesuffix('/dashboard')}/api/studies"
                     assert b'"own"' in urllib.request.urlopen(page).read()
                 second.send_signal(signal.SIGINT)
@@ -153,7 +125,7 @@ def test_a_worker_with_another_token_ends_at_once(
 ) -> None:
     database = f"sqlite:///{tmp_path / 'a.db'}"
     served = ("storage-proxy", "--port", port, "--storage", database)
-    with running(*served, HPSEARCH_PROXY_TOKEN=SECRET) as proxy:
+    with running(tmp_path, *served, HPSEARCH_PROXY_TOKEN=SECRET) as proxy:
         url = address(proxy)
         result = hpsearch("worker", "quickstart", "--storage", url, HPSEARCH_PROXY_TOKEN="other")
     assert result.returncode == 2

@@ -1,12 +1,12 @@
 """Workers on a Ray cluster: one of two nodes, which are processes of this machine, and one that the
 command starts for itself."""
 
+import contextlib
 import os
 import re
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +20,8 @@ from search.ray_engine import ray_engine  # Before Ray itself: it says how Ray i
 from studies.results import LOSSES
 from studies.storage import open_storage
 from studies.study import open_study
+from tests.conftest import HPSEARCH
+from tests.system.processes import trained, wait_for
 from tests.system.terminal import Terminal
 
 from ray.cluster_utils import Cluster  # isort: skip
@@ -30,7 +32,6 @@ Status = Callable[..., dict[str, Any]]
 # Ray runs workers behind all else that the machine does, which may be much while tests run.
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
 
-HPSEARCH = str(Path(sys.executable).parent / "hpsearch")
 PASSWORD = "horse-battery-staple"
 
 OBJECTIVES = """
@@ -71,16 +72,13 @@ def head() -> Iterator[Cluster]:
     cluster.shutdown()
 
 
-def start_cluster(attempts: int = 3) -> Cluster:
+def start_cluster() -> Cluster:
     """Ray itself gives its server half a minute to start, which is short on a busy machine."""
-    try:
-        return Cluster(
-            initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
-        )
-    except RuntimeError:
-        if attempts == 1:
-            raise
-        return start_cluster(attempts - 1)
+    node = {"num_cpus": 1, "include_dashboard": False}
+    for _ in range(2):
+        with contextlib.suppress(RuntimeError):
+            return Cluster(initialize_head=True, head_node_args=node)
+    return Cluster(initialize_head=True, head_node_args=node)
 
 
 @pytest.fixture
@@ -103,20 +101,6 @@ def restored_signals() -> Iterator[None]:
     yield
     for number, handler in zip(signals, before, strict=True):
         signal.signal(number, handler)
-
-
-def trained(tmp_path: Path) -> list[tuple[int, int, int]]:
-    """The epochs so far: x, epoch, process."""
-    file = tmp_path / "epochs"
-    lines = file.read_text().splitlines() if file.exists() else []
-    return [tuple(map(int, line.split())) for line in lines]  # type: ignore[misc]
-
-
-def wait_for(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_a_study_outlives_a_node(

@@ -3,7 +3,6 @@
 import json
 import re
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,8 +10,7 @@ import optuna
 
 from studies.storage import open_storage
 from studies.study import open_study
-
-HPSEARCH = str(Path(sys.executable).parent / "hpsearch")
+from tests.conftest import HPSEARCH
 
 Hpsearch = Callable[..., subprocess.CompletedProcess[str]]
 
