@@ -11,9 +11,9 @@ leave that cell out (`--workers 1 4 16`, then `--workers 64 --services hpsearch`
 Trials that only sleep and report ten epochs, by real workers (`search.worker`), each a process of
 its own, in a new study and in one that holds 10,000 trials; beside them plain `study.optimize` in
 as many processes, on a copy of the same database, with the same sampler (random, so that the
-database is measured and not the sampler) and the same pruner (the median, judged after epochs 1, 3
-and 9). The space is that of `quickstart`. All curves are the same, so that none is pruned: every
-trial reports ten epochs on both sides.
+database is measured and not the sampler), and each its own median pruner: ours judges after epochs
+1, 3 and 9, Optuna's after each. The space is that of `quickstart`. All curves are the same, so that
+none is pruned: every trial reports ten epochs on both sides.
 
 Of each: trials a second from a common start, at which the processes have their imports done and
 the storage opened; the same in the second half of the trials, when every process has read what it

@@ -199,9 +199,7 @@ def _plain(load: Load, timings: Timings) -> None:
     from optuna.study._tell import _tell_with_warning
 
     from search.objective import suggest
-    from search.samplers import make_pruner
     from search.space import make_space
-    from studies.config import PrunerSettings
 
     config = make_config(load.trials)
     space = make_space(config.space)
@@ -233,7 +231,7 @@ def _plain(load: Load, timings: Timings) -> None:
         study_name=STUDY,
         storage=storage,
         sampler=optuna.samplers.RandomSampler(seed=load.seed),
-        pruner=make_pruner(PrunerSettings(name="median"), EPOCHS),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=1),
     )
     study.optimize(sleep, n_trials=load.trials)
 
