@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -155,22 +156,25 @@ def few_images(tmp_path_factory: pytest.TempPathFactory, data_cache: Path) -> Pa
 Hpsearch = Callable[..., subprocess.CompletedProcess[str]]
 
 
+def run_hpsearch(
+    directory: Path, *arguments: object, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the real command in a folder, without a terminal."""
+    return subprocess.run(
+        [HPSEARCH, *map(str, arguments)],
+        cwd=directory,
+        env={**os.environ, "COLUMNS": "200", **environment},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
 @pytest.fixture
 def hpsearch(tmp_path: Path) -> Hpsearch:
     """Run the real command in an empty folder, without a terminal."""
-
-    def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [HPSEARCH, *map(str, arguments)],
-            cwd=tmp_path,
-            env={**os.environ, "COLUMNS": "200", **environment},
-            capture_output=True,
-            text=True,
-            timeout=240,
-            check=False,
-        )
-
-    return run
+    return partial(run_hpsearch, tmp_path)
 
 
 @pytest.fixture
@@ -186,14 +190,14 @@ def status(hpsearch: Hpsearch) -> Callable[..., dict[str, Any]]:
     return read
 
 
+def write_own_study_in(folder: Path, objectives: str, study: str, images: Path) -> Path:
+    """Write objectives of a user's own, and the study file that names one of them."""
+    (folder / "objectives.py").write_text(objectives)
+    file = folder / "own.toml"
+    file.write_text(f'{study}[data]\nsource = "{images}"\n')
+    return file
+
+
 @pytest.fixture
 def write_own_study(tmp_path: Path, few_images: Path) -> Callable[[str, str], Path]:
-    """Write objectives of a user's own, and the study file that names one of them."""
-
-    def write(objectives: str, study: str) -> Path:
-        (tmp_path / "objectives.py").write_text(objectives)
-        file = tmp_path / "own.toml"
-        file.write_text(f'{study}[data]\nsource = "{few_images}"\n')
-        return file
-
-    return write
+    return lambda objectives, study: write_own_study_in(tmp_path, objectives, study, few_images)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from data.split import split_for_training
 from model.evaluate import accuracies, accuracy
 from model.exported import load
 from studies.config import load_study_file
+from tests.conftest import run_hpsearch, write_own_study_in
 
 Hpsearch = Callable[..., subprocess.CompletedProcess[str]]
 Status = Callable[..., dict[str, Any]]
@@ -101,29 +103,36 @@ def test_a_search_ends_with_exactly_its_trials_and_the_best_model(
     assert trial["test_accuracy"] > 0.15, "better than chance"
 
 
-def test_the_first_trial_is_the_notebook_s(
-    hpsearch: Hpsearch, status: Status, few_images: Path, tmp_path: Path
-) -> None:
-    url = f"sqlite:///{tmp_path / 'a.db'}"
-    result = hpsearch(
-        *("run", "quickstart", "--trials", 1, "--workers", 2, "--name", "baseline"),
-        *("--set", "space.width=4", "--set", "trial.epochs=1", "--storage", url),
-        *("--data", few_images),
-    )
+QUICKSTART = ("--trials", 1, "--workers", 1, "--set", "space.width=4", "--set", "trial.epochs=1")
+
+
+@pytest.fixture(scope="module")
+def searched_once(tmp_path_factory: pytest.TempPathFactory, few_images: Path) -> Path:
+    folder = tmp_path_factory.mktemp("quickstart")
+    result = run_hpsearch(folder, "run", "quickstart", *QUICKSTART, "--data", few_images)
     assert result.returncode == 0, result.stderr
-    best = status("baseline", url)["best"]
+    return folder
+
+
+@pytest.fixture
+def searched(searched_once: Path, tmp_path: Path) -> None:
+    """The quickstart's first trial has ended."""
+    shutil.copytree(searched_once, tmp_path, dirs_exist_ok=True)
+
+
+@pytest.mark.usefixtures("searched")
+def test_the_first_trial_is_the_notebook_s(status: Status, tmp_path: Path) -> None:
+    best = status("quickstart", f"sqlite:///{tmp_path / 'hpsearch.db'}")["best"]
     parameters = best["parameters"]
     assert best["number"] == 0
     assert (parameters["optimizer"], parameters["learning_rate"]) == ("adam", 1e-3)
     assert (parameters["batch_size"], parameters["augmentation"]) == (64, "flip+resized-crop")
 
 
+@pytest.mark.usefixtures("searched")
 def test_a_finished_study_is_not_searched_again(hpsearch: Hpsearch, few_images: Path) -> None:
-    arguments = ("run", "quickstart", "--trials", 1, "--workers", 1, "--data", few_images)
-    settings = ("--set", "space.width=4", "--set", "trial.epochs=1")
-    hpsearch(*arguments, *settings)
-    again = hpsearch(*arguments, *settings)
-    renamed = hpsearch(*arguments, "--name", "other", *settings)
+    again = hpsearch("run", "quickstart", *QUICKSTART, "--data", few_images)
+    renamed = hpsearch("run", "quickstart", "--name", "other", *QUICKSTART, "--data", few_images)
     assert renamed.returncode == 0, renamed.stderr
     continued = hpsearch("run", "other")
     assert continued.returncode == 0, continued.stderr
@@ -187,23 +196,41 @@ def own_study(write_own_study: Callable[[str, str], Path]) -> Path:
     return write_own_study(OBJECTIVES, OWN_STUDY)
 
 
+@pytest.fixture(scope="module")
+def own_study_once(
+    tmp_path_factory: pytest.TempPathFactory, few_images: Path
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    folder = tmp_path_factory.mktemp("own")
+    file = write_own_study_in(folder, OBJECTIVES, OWN_STUDY, few_images)
+    return folder, run_hpsearch(folder, "run", file, "--workers", 1)
+
+
+@pytest.fixture
+def own_study_searched(
+    own_study_once: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> subprocess.CompletedProcess[str]:
+    """What a search with an objective of one's own, `own.toml`, has printed."""
+    folder, result = own_study_once
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    return result
+
+
 def test_a_trial_that_raises_or_diverges_is_recorded_and_the_search_goes_on(
-    hpsearch: Hpsearch, status: Status, own_study: Path, tmp_path: Path
+    own_study_searched: subprocess.CompletedProcess[str], status: Status, tmp_path: Path
 ) -> None:
-    url = f"sqlite:///{tmp_path / 'a.db'}"
-    result = hpsearch("run", own_study, "--workers", 1, "--storage", url)
+    result = own_study_searched
     assert result.returncode == 0, result.stderr
-    found = status("own", url)
+    found = status("own", f"sqlite:///{tmp_path / 'hpsearch.db'}")
     assert (found["complete"], found["diverged"], found["failed"]) == (1, 1, 1)
     assert "failed: RuntimeError: out of luck" in result.stderr
     assert "diverged: the loss was nan in epoch 2" in result.stderr
     assert found["best"]["parameters"] == {"x": "works"}
 
 
+@pytest.mark.usefixtures("own_study_searched")
 def test_an_objective_of_one_s_own_is_exported_without_what_is_not_known(
-    hpsearch: Hpsearch, own_study: Path, tmp_path: Path
+    hpsearch: Hpsearch, tmp_path: Path
 ) -> None:
-    hpsearch("run", own_study, "--workers", 1)
     result = hpsearch("export", "own", "--output", "best")
     assert result.returncode == 0, result.stderr
     trial = json.loads((tmp_path / "best" / "trial.json").read_text())
@@ -211,10 +238,8 @@ def test_an_objective_of_one_s_own_is_exported_without_what_is_not_known(
     assert trial["objective"] == "objectives:curve"
 
 
-def test_an_objective_of_one_s_own_is_not_trained_anew(
-    hpsearch: Hpsearch, own_study: Path, tmp_path: Path
-) -> None:
-    hpsearch("run", own_study, "--workers", 1)
+@pytest.mark.usefixtures("own_study_searched")
+def test_an_objective_of_one_s_own_is_not_trained_anew(hpsearch: Hpsearch, tmp_path: Path) -> None:
     result = hpsearch("export", "own", "--on", "train+validation", "--output", "best")
     assert result.returncode == 2
     assert result.stderr == (
@@ -224,14 +249,12 @@ def test_an_objective_of_one_s_own_is_not_trained_anew(
     assert not (tmp_path / "best").exists()
 
 
-def test_no_command_runs_code_that_only_the_database_names(
-    hpsearch: Hpsearch, own_study: Path
-) -> None:
-    hpsearch("run", own_study, "--workers", 1)
+@pytest.mark.usefixtures("own_study_searched")
+def test_no_command_runs_code_that_only_the_database_names(hpsearch: Hpsearch) -> None:
     confirmed = hpsearch("confirm", "own")
     assert confirmed.returncode == 2
     assert "give its study file instead of its name" in confirmed.stderr
-    by_file = hpsearch("confirm", own_study, "--top", 1, "--seeds", 1, "--workers", 1)
+    by_file = hpsearch("confirm", "own.toml", "--top", 1, "--seeds", 1, "--workers", 1)
     assert by_file.returncode == 0, by_file.stderr
     refused = hpsearch("worker", "own")
     assert refused.returncode == 2
@@ -295,11 +318,10 @@ def test_minutes_end_a_search_that_has_no_number_of_trials(
     assert found["running"] == 0
 
 
+@pytest.mark.usefixtures("searched")
 def test_the_python_that_the_exported_readme_shows_works(
     hpsearch: Hpsearch, few_images: Path, tmp_path: Path
 ) -> None:
-    settings = ("--set", "space.width=4", "--set", "trial.epochs=1", "--data", few_images)
-    hpsearch("run", "quickstart", "--trials", 1, "--workers", 1, *settings)
     result = hpsearch("export", "quickstart", "--output", "best")
     assert result.returncode == 0, result.stderr
     readme = (tmp_path / "best" / "README.md").read_text()
