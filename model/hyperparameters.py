@@ -20,10 +20,13 @@ class Hyperparameters:
     """
 
     learning_rate: float = 1e-3
+    """The schedule's highest."""
     optimizer: str = "adam"
+    """sgd (Nesterov), adam, adamw, rmsprop, adagrad, adadelta, adamax, nadam, lion or muon."""
     momentum: float = 0.9
     """Of sgd and muon; the others have their usual betas."""
     schedule: str = "constant"
+    """constant, one-cycle (linear up and down) or one-cycle-cosine, over the trial's steps."""
     peak_fraction: float = 0.25
     """Of all steps, before the one-cycle schedules' peak; 0 is a start at the peak."""
     batch_size: int = 64
@@ -31,19 +34,30 @@ class Hyperparameters:
     weight_decay: float = 0.0
     """Of filters and of the classifier's weights; none of batch-norm parameters and biases."""
     label_smoothing: float = 0.0
+    """The share of each target that is spread over all classes."""
     ema: float = 0.0
     """Decay a step of the weights' moving average, which is evaluated and kept; 0 is none."""
     augmentation: str = "flip+resized-crop"
-    """Parts of `data.augment.PARTS` with + between them, or none."""
+    """none, or parts with + between them: flip, alternating-flip (every second epoch), crop (by up
+    to 4 pixels), crop2 (2), resized-crop, trivial (TrivialAugment), cutout."""
     color_jitter: bool = False
+    """Whether brightness, contrast and saturation are varied as well."""
     mixing: str = "none"
+    """none, mixup or cutmix."""
     depth: int = 18
+    """18, 34 or 50."""
     width: int = 64
+    """Channels of the first stage."""
     dropout: float = 0.0
+    """Before the classifier."""
     layers: str = "torch"
+    """torch (of `torch.nn`) or scratch (of `model/layers.py`)."""
     pooling: str = "max"
+    """Before the classifier: max or average."""
     logit_scale: float = 1.0
+    """A factor of the classifier's output."""
     initialization: str = "default"
+    """default (torch's), zero-residual or dirac."""
     batch_norm_momentum: float = 0.1
     """torch's: the weight of the latest batch in the running statistics."""
 

@@ -150,7 +150,9 @@ class TrialSettings(Section):
     )
     """`package.module:function`; see `model/trial.py`."""
     epochs: int = Field(default=10, ge=1)
+    """A trial's, if it is not pruned."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto: bf16 where the hardware has it, fp16 on older GPUs, else fp32."""
     deterministic: bool = False
     """Whether a GPU, too, is to give the same results each time."""
     max_retries: int = Field(default=3, ge=0)
@@ -161,6 +163,7 @@ class TrialSettings(Section):
 
 class SamplerSettings(Section):
     name: Literal["gp", "tpe", "random", "grid"] = "gp"
+    """gp: a Gaussian process over parameters and epochs."""
     startup_trials: int | None = Field(default=None, ge=1)
     """Before a model suggests: 4 for gp, 10 for tpe if not given. gp counts all that have a value
     (starts, pruned and running ones too), tpe those that ended; what lacks is tried at random."""
@@ -172,6 +175,7 @@ class SamplerSettings(Section):
 
 class PrunerSettings(Section):
     name: Literal["median", "predictive", "asha", "hyperband", "none"] = "median"
+    """By what a trial is stopped early."""
     startup_trials: int = Field(default=1, ge=0)
     """Others that got as far before a trial is pruned (median, predictive)."""
     warmup_epochs: int = Field(default=0, ge=0)
@@ -201,7 +205,9 @@ class StudyConfig(Section):
     """A whole study file."""
 
     name: StudyName
+    """The study's identity in its storage."""
     seed: int = Field(default=0, ge=0, lt=2**32)
+    """Of the validation split and, with its number, of each trial."""
     data: DataSettings = DataSettings()
     trial: TrialSettings = TrialSettings()
     space: dict[ParameterName, Parameter] = Field(min_length=1, max_length=MOST_PARAMETERS)
