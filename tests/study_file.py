@@ -19,6 +19,8 @@ from studies.config import Section, StudyConfig
 
 BOUNDS = {Ge: ("from", "ge"), Gt: ("above", "gt"), Le: ("to", "le"), Lt: ("below", "lt")}
 
+WORDS: dict[Any, str] = {int: "whole number", float: "number", bool: "true or false"}
+
 HEAD = """\
 # The study file
 
@@ -95,7 +97,7 @@ def _values(field: FieldInfo) -> str:
     kind = kinds[0] if kinds and get_origin(field.annotation) is not Literal else field.annotation
     if get_origin(kind) is Literal:
         return ", ".join(_code(choice) for choice in get_args(kind))
-    words = {int: "whole number", float: "number", bool: "true or false"}.get(kind, "text")
+    words = WORDS.get(kind, "text")
     bounds = [
         f"{word} {getattr(limit, attribute)}"
         for limit in field.metadata

@@ -15,8 +15,10 @@ Hpsearch = Callable[..., subprocess.CompletedProcess[str]]
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXT = "\n".join(page.read_text() for page in PAGES)
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-TYPED = sorted(set(re.findall(r"hpsearch ([a-z-]+(?: [^`|\n#]*)?)", README)))
+TYPED = sorted(set(re.findall(r"hpsearch ([a-z-]+(?: [^`|\n#>&]*)?)", TEXT)))
 
 
 def test_every_command_is_documented() -> None:
@@ -37,9 +39,10 @@ def test_make_has_the_two_commands_of_the_readme() -> None:
 
 
 def test_the_pictures_and_files_that_it_names_are_there() -> None:
-    for link in re.findall(r"\]\((?!http)([^)]+)\)", README):
-        assert (ROOT / link).is_file(), link
-    for name in re.findall(r"`((?:search|model|studies|tests)/[\w./]+)`", README):
+    for page in PAGES:
+        for link in re.findall(r"\]\((?!http)([^)#]+)[^)]*\)", page.read_text()):
+            assert (page.parent / link).is_file(), f"{page.name}: {link}"
+    for name in re.findall(r"`((?:search|model|studies|tests)/[\w./]+)`", TEXT):
         assert (ROOT / name).exists(), name
 
 
