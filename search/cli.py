@@ -203,19 +203,23 @@ def run(
     from search.run import RunOptions, run_study
 
     options = RunOptions(
-        shlex.join(["hpsearch", *sys.argv[1:]]),
-        study,
-        storage,
-        directory,
-        checkpoints,
-        workers,
-        workers_per_gpu,
-        storage_patience,
-        grace,
+        command=_this_command(),
+        origin=study,
+        url=storage,
+        root=directory,
+        checkpoints=checkpoints,
+        workers=workers,
+        workers_per_gpu=workers_per_gpu,
+        storage_patience=storage_patience,
+        grace=grace,
         engine=engine,
         address=address,
     )
     raise typer.Exit(run_study(config, with_storage, options))
+
+
+def _this_command() -> str:
+    return shlex.join(["hpsearch", *sys.argv[1:]])
 
 
 def _check_engine(engine: EngineName, address: str | None) -> None:
@@ -275,7 +279,7 @@ def worker(
 
     The study is joined if it exists, and created if STUDY is a study file.
     """
-    from search.run import run_worker
+    from search.run import WorkerOptions, run_worker
     from studies.config import is_study_file
     from studies.patience import Patience
     from studies.storage import open_storage
@@ -285,20 +289,17 @@ def worker(
     _log_to_terminal()
     patience = Patience(storage_patience)
     with_storage = open_storage(storage, create=config is not None, patience=patience)
-    raise typer.Exit(
-        run_worker(
-            config,
-            study,
-            with_storage,
-            directory,
-            checkpoints,
-            data,
-            allow_objective,
-            overrides.get("sampler.warm_start"),
-            patience,
-            grace,
-        )
+    options = WorkerOptions(
+        study=study,
+        config=config,
+        root=directory,
+        checkpoints=checkpoints,
+        source=data,
+        allowed_objective=allow_objective,
+        warm_start=overrides.get("sampler.warm_start"),
+        grace=grace,
     )
+    raise typer.Exit(run_worker(with_storage, options, patience))
 
 
 @app.command()
@@ -431,6 +432,8 @@ def confirm(
     address: AddressOption = None,
     data: DataOption = None,
     storage: StorageOption = DEFAULT_STORAGE,
+    storage_patience: StoragePatienceOption = DEFAULT_PATIENCE,
+    grace: GraceOption = DEFAULT_GRACE,
     directory: DirectoryOption = DEFAULT_DIRECTORY,
     checkpoints: CheckpointsOption = None,
 ) -> None:
@@ -452,13 +455,15 @@ def confirm(
     from search.run_confirm import confirm_study
 
     options = RunOptions(
-        shlex.join(["hpsearch", *sys.argv[1:]]),
-        study,
-        storage,
-        directory,
-        checkpoints,
-        workers,
-        workers_per_gpu,
+        command=_this_command(),
+        origin=study,
+        url=storage,
+        root=directory,
+        checkpoints=checkpoints,
+        workers=workers,
+        workers_per_gpu=workers_per_gpu,
+        storage_patience=storage_patience,
+        grace=grace,
         engine=engine,
         address=address,
     )

@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from data.split import TrainingData
-from search.gpus import check_found, named_gpus
+from search.gpus import ORDER, check_found, check_occupation, named_gpus
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +27,10 @@ def taken_device(root: Path) -> Iterator[torch.device]:
         root: the directory for what a run makes.
 
     Raises:
-        UserError: the user has named GPUs of which one is missing.
+        UserError: the user has named GPUs of which one is missing; or others than workers leave
+            no memory on the one that is taken.
     """
+    os.environ.update(ORDER)
     check_found(named_gpus(), torch.cuda.device_count())
     if not torch.cuda.is_available():
         yield torch.device("cpu")
@@ -37,6 +40,9 @@ def taken_device(root: Path) -> Iterator[torch.device]:
     gpus = [str(torch.cuda.get_device_properties(index).uuid) for index in range(count)]
     index, lock = take(gpus, root / "gpus")
     with lock:
+        # Other workers may share it, and what they use is not to be wondered at.
+        if not _others(gpus[index], root / "gpus", lock):
+            check_occupation(gpus[index])
         yield torch.device("cuda", index)
 
 
@@ -64,6 +70,17 @@ def take(gpus: Sequence[str], directory: Path) -> tuple[int, FileLock]:
                 continue
             return index, lock
         place += 1
+
+
+def _others(gpu: str, directory: Path, own: FileLock) -> bool:
+    """Whether another process has taken a place on this GPU."""
+    files = {str(file) for file in directory.glob(f"{gpu}-*.lock")} - {own.lock_file}
+    for file in files:
+        try:
+            FileLock(file, blocking=False).acquire().lock.release()
+        except Timeout:
+            return True
+    return False
 
 
 def placed(data: TrainingData, device: torch.device) -> TrainingData:

@@ -12,6 +12,8 @@ from xml.etree import ElementTree
 from data.errors import UserError
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
+ORDER = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+"""That a number means the GPU that it means to nvidia-smi. CUDA itself begins with the fastest."""
 NVIDIA_SMI_SECONDS = 60
 """It takes long on machines that keep no driver loaded."""
 LEAST_FREE_MIB = 512
@@ -34,11 +36,14 @@ class Gpu:
     used_mib: int | None
     free_mib: int | None
     users: tuple[str, ...]
-    """The processes that compute on it."""
+    """The processes that compute on it, but for this one."""
 
 
-def visible_gpus() -> list[str]:
+def visible_gpus(most: int | None = None) -> list[str]:
     """The GPUs for workers, as `CUDA_VISIBLE_DEVICES` names them; those in use are reported.
+
+    Args:
+        most: how many are wanted, if not all; no other one is looked at.
 
     Raises:
         UserError: the variable names one that is missing, or one has no memory left.
@@ -46,16 +51,31 @@ def visible_gpus() -> list[str]:
     import torch  # Not needed by others who use this module, and takes seconds.
 
     named = named_gpus()
+    wanted = None if named is None else named[:most]
     machine = nvidia_gpus()
     found = torch.cuda.device_count()
     # Before PyTorch's own count, because it can say which one is missing.
-    chosen = None if machine is None else choose(named, machine)
-    check_found(named, found)
+    chosen = None if machine is None else choose(wanted, machine)[:most]
+    check_found(wanted, found)
     if chosen is None or found == 0:
-        return named or [str(index) for index in range(found)]
+        return wanted or [str(index) for index in range(found)][:most]
     for line in occupied(chosen):
         logger.warning("%s", line)
     return [gpu.name for gpu in chosen]
+
+
+def check_occupation(identifier: str) -> None:
+    """Report who uses a GPU beside this process.
+
+    Args:
+        identifier: as PyTorch has it, without `GPU-` or `MIG-`.
+
+    Raises:
+        UserError: it has no memory left.
+    """
+    machine = nvidia_gpus() or []
+    for line in occupied([gpu for gpu in machine if gpu.name[4:] == identifier]):
+        logger.warning("%s", line)
 
 
 def named_gpus() -> list[str] | None:
@@ -191,6 +211,7 @@ def _gpu(
         f"{_text(item, 'process_name')} (process {_text(item, 'pid')})"
         for item in processes
         if "C" in _text(item, "type")  # Not those that only draw.
+        and _text(item, "pid") != str(os.getpid())
     ]
     used, free = (_mib(element, f"fb_memory_usage/{key}") for key in ("used", "free"))
     return Gpu(index, name, model, used, free, tuple(users))

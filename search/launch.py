@@ -2,6 +2,7 @@
 
 import logging
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -12,10 +13,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
-from search.gpus import visible_gpus
+from search.gpus import ORDER, VARIABLE, visible_gpus
 from search.stop import STOPPED_EXIT_CODES
-from studies.ownership import worker_name
-from studies.patience import STORAGE_LOST_EXIT_CODE
+from studies.ownership import LAUNCH_VARIABLE, worker_name
+from studies.patience import STORAGE_LOST_EXIT_CODE, StorageLost
 from studies.text import without_passwords
 
 MOST_CPU_WORKERS = 4
@@ -56,7 +57,7 @@ def plan_slots(workers: int | None, workers_per_gpu: int) -> list[Slot]:
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     cores = cores or 1
-    gpus = visible_gpus()
+    gpus = visible_gpus(workers)
     if not gpus:
         count = workers or min(cores, MOST_CPU_WORKERS)
         return [Slot(index, "cpu", _threads(cores, count)) for index in range(1, count + 1)]
@@ -64,7 +65,7 @@ def plan_slots(workers: int | None, workers_per_gpu: int) -> list[Slot]:
     slots = []
     for index in range(1, count + 1):
         gpu = (index - 1) % len(gpus)
-        environment = {**_threads(cores, count), "CUDA_VISIBLE_DEVICES": gpus[gpu]}
+        environment = {**_threads(cores, count), VARIABLE: gpus[gpu], **ORDER}
         slots.append(Slot(index, f"cuda:{gpu}", environment))
     return slots
 
@@ -118,11 +119,13 @@ class WorkerProcess:
 
     slot: Slot
     process: subprocess.Popen[bytes]
+    launch: str
+    """See `worker_name`."""
     log: Path | None
 
     @property
     def name(self) -> str:
-        return worker_name(self.process.pid)
+        return worker_name(self.process.pid, self.launch)
 
     def ended(self) -> int | None:
         return self.process.poll()
@@ -149,11 +152,12 @@ def start_worker(
     # A session of its own: Ctrl-C reaches this process alone, which decides what to tell them.
     # -P: a folder called data or model where the user stands must not hide ours.
     command = [*wrapper, sys.executable, "-P", "-m", "search.cli", "worker", *arguments]
+    launch = secrets.token_hex(4)
     output = log.open("ab") if log else None
     try:
         process = subprocess.Popen(
             command,
-            env={**os.environ, **environment, **slot.environment},
+            env={**os.environ, **environment, **slot.environment, LAUNCH_VARIABLE: launch},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -162,14 +166,17 @@ def start_worker(
     finally:
         if output:
             output.close()
-    return WorkerProcess(slot, process, log)
+    return WorkerProcess(slot, process, launch, log)
 
 
 class Interruptions:
-    """The signals to stop that this process has received, in order."""
+    """The signals to stop that this process has received, in order, for it and its workers."""
 
     def __init__(self) -> None:
         self.received: list[signal.Signals] = []
+        self.passed_on = 0
+        """How many of them the workers know of."""
+        self._last_passed_on = 0.0
 
     def install(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -180,6 +187,20 @@ class Interruptions:
     @property
     def exit_code(self) -> int:
         return 128 + self.received[0] if self.received else 0
+
+    def pass_on(self, workers: Sequence[RunningWorker]) -> None:
+        """Send them what is new; who stays in spite of a second signal is killed."""
+        while self.passed_on < len(self.received):
+            received = self.received[self.passed_on]
+            # The terminal was closed: workers know of no terminal.
+            number = signal.SIGTERM if received is signal.SIGHUP else received
+            for worker in workers:
+                worker.send_signal(number)
+            self.passed_on += 1
+            self._last_passed_on = time.monotonic()
+        if self.passed_on > 1 and time.monotonic() - self._last_passed_on > KILL_SECONDS:
+            for worker in workers:
+                worker.send_signal(signal.SIGKILL)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         if number == signal.SIGHUP:
@@ -215,7 +236,7 @@ def supervise(
     """Keep a worker in each slot until all have ended by themselves, and pass interruptions on.
 
     One that dies is started again: at once, then after ever longer pauses. One that dies soon after
-    each of `MOST_DEATHS` starts is given up.
+    each of `MOST_DEATHS` starts is given up. None runs on when this returns or raises.
 
     Args:
         start: starts the worker of a slot.
@@ -224,28 +245,47 @@ def supervise(
 
     Returns:
         For each slot that was given up, a line that says why.
+
+    Raises:
+        StorageLost: every worker has waited for the storage until its patience was at its end.
     """
+    places: list[Place] = []
+    try:
+        for slot in slots:
+            places.append(Place(start(slot), time.monotonic()))
+        troubles = _until_all_have_ended(places, start, take_back, interruptions, refresh)
+    finally:
+        # After an exception, nobody would look after them.
+        _stop([place.worker for place in places], interruptions)
+    if all(place.worker.ended() == STORAGE_LOST_EXIT_CODE for place in places):
+        raise StorageLost("no worker has had an answer of the storage")
+    return troubles
+
+
+def _stop(workers: Sequence[RunningWorker], interruptions: Interruptions) -> None:
+    for worker in workers:
+        worker.send_signal(signal.SIGTERM)
+    while any(worker.ended() is None for worker in workers):
+        interruptions.pass_on(workers)
+        time.sleep(POLL_SECONDS)
+
+
+def _until_all_have_ended(
+    places: Sequence[Place],
+    start: Callable[[Slot], RunningWorker],
+    take_back: Callable[[RunningWorker, str], None],
+    interruptions: Interruptions,
+    refresh: Callable[[Sequence[Place], int], None],
+) -> list[str]:
     troubles: list[str] = []
-    passed_on = 0
-    last_passed_on = refreshed = 0.0
-    places = [Place(start(slot), time.monotonic()) for slot in slots]
+    refreshed = 0.0
     while True:
-        while passed_on < len(interruptions.received):
-            received = interruptions.received[passed_on]
-            # The terminal was closed: workers know of no terminal.
-            number = signal.SIGTERM if received is signal.SIGHUP else received
-            for place in places:
-                place.worker.send_signal(number)
-            passed_on += 1
-            last_passed_on = time.monotonic()
-        if passed_on > 1 and time.monotonic() - last_passed_on > KILL_SECONDS:
-            for place in places:
-                place.worker.send_signal(signal.SIGKILL)
+        interruptions.pass_on([place.worker for place in places])
         if any(place.worker.ended() == 0 for place in places):
             _call_off(places)
         for place in places:
             if place.starts_again is not None:
-                if passed_on:
+                if interruptions.passed_on:
                     place.starts_again, place.ended = None, True
                 elif time.monotonic() >= place.starts_again:
                     place.worker, place.started = start(place.worker.slot), time.monotonic()
@@ -257,7 +297,7 @@ def supervise(
         if all(place.ended for place in places):
             return troubles
         if time.monotonic() - refreshed > REFRESH_SECONDS:
-            refresh(places, passed_on)
+            refresh(places, interruptions.passed_on)
             refreshed = time.monotonic()
         time.sleep(POLL_SECONDS)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from rich.live import Live
 
@@ -75,6 +75,28 @@ class RunOptions:
     """Of the Ray cluster."""
 
 
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What serves the launcher of `hpsearch run` or `confirm` from its start to its end."""
+
+    console: SafeConsole
+    storage: OwnedStorage
+    options: RunOptions
+    engine: AbstractContextManager[Engine]
+    interruptions: Interruptions
+    patience: Patience
+
+    @classmethod
+    def of(cls, storage: OwnedStorage, options: RunOptions) -> Self:
+        """To be called first, before there is anything of a study.
+
+        Raises:
+            UserError: GPUs of this machine that workers would have are missing or have no memory.
+        """
+        patience = Patience(options.storage_patience)
+        return cls(SafeConsole(), storage, options, _engine(options), Interruptions(), patience)
+
+
 def run_study(config: StudyConfig, storage: OwnedStorage, options: RunOptions) -> int:
     """Run `hpsearch run`: create or continue the study, run workers, export the best.
 
@@ -82,22 +104,20 @@ def run_study(config: StudyConfig, storage: OwnedStorage, options: RunOptions) -
         The exit code: 0, 1 if workers died or nothing was found, 128 + signal if interrupted.
 
     Raises:
-        StorageLost: the storage does not answer at the end.
-        UserError: the study file, its data and an earlier study of the name do not fit together.
+        StorageLost: the storage has not answered for too long.
+        UserError: the study file, its data and an earlier study of the name do not fit together, or
+            GPUs are missing or occupied.
     """
-    console = SafeConsole()
     load_objective(config.trial.objective)
+    run = Run.of(storage, options)
     prepared = create_from_file(storage, config, options.origin, options.root)
     checkpoints = open_checkpoints(prepared.opened, options.root, options.checkpoints)
-    announce(console, prepared, options.url)
-    interruptions = Interruptions()
-    interruptions.install()
+    announce(run.console, prepared, options.url)
+    run.interruptions.install()
     troubles: list[str] = []
     if not is_spent(prepared.opened):
-        troubles = run_workers(
-            console, prepared.opened, storage, options, config.data.source, interruptions
-        )
-    return _finish(console, prepared, checkpoints, options, troubles, interruptions)
+        troubles = run_workers(run, prepared.opened, config.data.source)
+    return _finish(run, prepared, checkpoints, troubles)
 
 
 def is_spent(opened: OpenedStudy) -> bool:
@@ -107,16 +127,13 @@ def is_spent(opened: OpenedStudy) -> bool:
     return next_turn(trials, opened.config.budget.trials, may_create) is Turn.DONE
 
 
-def run_workers(
-    console: SafeConsole,
-    opened: OpenedStudy,
-    storage: OwnedStorage,
-    options: RunOptions,
-    source: str,
-    interruptions: Interruptions,
-) -> list[str]:
-    """Run workers until the budget is spent, with the live view on a terminal; see `supervise`."""
-    config = opened.config
+def run_workers(run: Run, opened: OpenedStudy, source: str) -> list[str]:
+    """Run workers until the budget is spent, with the live view on a terminal; see `supervise`.
+
+    Args:
+        source: where this machine has the data.
+    """
+    console, options, patience, config = run.console, run.options, run.patience, opened.config
     root = options.root.absolute()  # Workers elsewhere have no such working directory.
     logs = opened.directory(root) / "logs"
     logs.mkdir(parents=True, exist_ok=True)
@@ -129,14 +146,7 @@ def run_workers(
         arguments += ["--checkpoints", options.checkpoints]
     # The URL may hold a password: it goes by the environment, which only the user can read.
     environment = {"HPSEARCH_STORAGE": options.url}
-    patience = Patience(options.storage_patience)
     dead: list[tuple[str, str]] = []
-
-    def take_back_dead() -> None:
-        while dead:
-            worker, reason = dead[0]
-            storage.take_back(opened.study._study_id, worker, config.trial.max_retries, reason)
-            del dead[0]
 
     def attempt(function: Callable[[], T], otherwise: T) -> T:
         # If the storage is lost, it is so to the workers as well, which end by themselves.
@@ -145,9 +155,19 @@ def run_workers(
         except StorageLost:
             return otherwise
 
+    def take_back_first() -> None:
+        worker, reason = dead[0]
+        run.storage.take_back(opened.study._study_id, worker, config.trial.max_retries, reason)
+        del dead[0]
+
+    def take_back_dead() -> None:
+        # Without any, nothing would be asked of the storage, and that is not an answer.
+        for _ in list(dead):
+            attempt(take_back_first, None)
+
     def take_back(worker: RunningWorker, reason: str) -> None:
         dead.append((worker.name, reason))
-        attempt(take_back_dead, None)
+        take_back_dead()
 
     def watch(engine: Engine) -> list[str]:
         def start(slot: Slot) -> RunningWorker:
@@ -157,7 +177,7 @@ def run_workers(
         slots = engine.slots
         if not console.is_terminal:
             return supervise(
-                slots, start, take_back, interruptions, lambda *_: attempt(take_back_dead, None)
+                slots, start, take_back, run.interruptions, lambda *_: take_back_dead()
             )
         run_started = time.time()
         records: list[TrialRecord] = []
@@ -165,7 +185,7 @@ def run_workers(
 
             def refresh(places: Sequence[Place], interrupted: int) -> None:
                 nonlocal records
-                attempt(take_back_dead, None)
+                take_back_dead()
                 records = attempt(lambda: _records(opened), records)
                 view = View(
                     opened.config,
@@ -179,12 +199,12 @@ def run_workers(
                 )
                 live.update(render(view), refresh=True)
 
-            return supervise(slots, start, take_back, interruptions, refresh)
+            return supervise(slots, start, take_back, run.interruptions, refresh)
 
-    with _engine(options) as engine:
-        interruptions.install()  # Again: Ray puts its own handlers in their place.
+    with run.engine as engine:
+        run.interruptions.install()  # Again: Ray puts its own handlers in their place.
         troubles = watch(engine)
-    attempt(take_back_dead, None)
+    take_back_dead()
     return troubles
 
 
@@ -247,16 +267,11 @@ def _with_source_of(study: StudyConfig, config: StudyConfig) -> StudyConfig:
 
 
 def _finish(
-    console: SafeConsole,
-    prepared: Prepared,
-    checkpoints: CheckpointDirectory,
-    options: RunOptions,
-    troubles: Sequence[str],
-    interruptions: Interruptions,
+    run: Run, prepared: Prepared, checkpoints: CheckpointDirectory, troubles: Sequence[str]
 ) -> int:
-    opened = prepared.opened
-    patience = Patience(options.storage_patience)
-    records = patience.call(lambda: _records(opened), lambda: not interruptions.received)
+    console, options, opened = run.console, run.options, prepared.opened
+    interruptions = run.interruptions
+    records = run.patience.call(lambda: _records(opened), lambda: not interruptions.received)
     summary = summarise(records)
     console.print(
         f"{summary.finished} trials finished ({summary.complete} complete, {summary.pruned} "
@@ -276,72 +291,58 @@ def _finish(
     return 1 if troubles else 0
 
 
-def run_worker(
-    config: StudyConfig | None,
-    study: str,
-    storage: OwnedStorage,
-    root: Path,
-    place: str | None,
-    source: str | None,
-    allowed_objective: str | None,
-    warm_start: str | None,
-    patience: Patience,
-    grace: float,
-) -> int:
+@dataclass(frozen=True, slots=True)
+class WorkerOptions:
+    """What `hpsearch worker` was asked for."""
+
+    study: str
+    """As it was named on the command line."""
+    config: StudyConfig | None
+    """Of the study file, if it was one: its study is created if there is none."""
+    root: Path
+    """Where data sets and checkpoints go."""
+    checkpoints: str | None
+    """As in `RunOptions`."""
+    source: str | None
+    """Where this machine has the data, if not where the study says."""
+    allowed_objective: str | None
+    """What may be imported beside the default and that of the study file."""
+    warm_start: str | None
+    """The study that this one must have started from."""
+    grace: float
+    """As in `RunOptions`."""
+
+
+def run_worker(storage: OwnedStorage, options: WorkerOptions, patience: Patience) -> int:
     """Run `hpsearch worker`.
 
     Args:
-        config: of the study file, if STUDY was one: its study is created if there is none.
-        study: as it was named on the command line.
-        place: of the checkpoints, if not below `root`.
-        source: where this machine has the data, if not where the study says.
-        allowed_objective: what may be imported beside the default.
-        warm_start: the study that this one must have started from.
         patience: for a storage that does not answer.
-        grace: how many seconds a running epoch has to end, when asked to stop.
 
     Returns:
         The exit code: 0, or 128 + signal if asked to stop.
 
     Raises:
         StorageLost: the storage has not answered for too long.
-        UserError: the study, its data and what is given here do not fit together.
+        UserError: the study, its data and what is given here do not fit together, or GPUs are
+            missing or occupied.
     """
-    name = config.name if config else study
-
-    def prepare() -> Prepared:
-        if config and not exists(storage, name):
-            return create_from_file(storage, config, study, root)
-        joined = join(storage, name, root, source)
-        check_versions(joined.opened)
-        # A name that ships names the study; a file of the user's own is meant as it is.
-        if config and study not in SHIPPED:
-            check_settings(joined.opened, _with_source_of(joined.opened.config, config))
-        return joined
-
-    prepared = patience.call(prepare)
-    settings = prepared.opened.config
-    if warm_start and settings.sampler.warm_start != warm_start:
-        started = started_from(prepared.opened) or "starts from no earlier study"
-        raise UserError(f"study {name!r} {started}: leave --warm-start {warm_start} out")
-    objective_name = settings.trial.objective
-    allowed = {DEFAULT_OBJECTIVE, allowed_objective, config.trial.objective if config else None}
-    if objective_name not in allowed:
-        raise UserError(
-            f"study {name!r} wants to run {objective_name!r}; if you trust it, start this worker "
-            f"with --allow-objective {objective_name}"
-        )
-    checkpoints = open_checkpoints(prepared.opened, root, place)
-    minutes = settings.budget.minutes
-    stop = StopRequest(grace)
-    stop.install()
-    try:
-        with taken_device(root) as device:
-            logger.info("joined study %s on %s", name, device)
+    # First: what is wrong with a GPU is said before the study is made and the data are read.
+    with taken_device(options.root) as device:
+        prepared = patience.call(lambda: _prepare(storage, options))
+        settings = prepared.opened.config
+        _check_warm_start(prepared.opened, options.warm_start)
+        objective = _allowed_objective(settings, options)
+        checkpoints = open_checkpoints(prepared.opened, options.root, options.checkpoints)
+        minutes = settings.budget.minutes
+        stop = StopRequest(options.grace)
+        stop.install()
+        try:
+            logger.info("joined study %s on %s", settings.name, device)
             Worker(
                 opened=prepared.opened,
                 storage=storage,
-                objective=load_objective(objective_name),
+                objective=load_objective(objective),
                 data=placed(prepared.data, device),
                 device=device,
                 checkpoints=checkpoints,
@@ -350,10 +351,42 @@ def run_worker(
                 lost_trials=LostTrials(prepared.opened, storage),
                 deadline=None if minutes is None else time.time() + 60 * minutes,
             ).work()
-    except StorageLost as error:
-        if not stop.requested:
-            raise
-        logger.warning("%s; a trial that was running is taken up again later", error)
-    finally:
-        stop.disarm()
-    return stop.exit_code
+        except StorageLost as error:
+            if not stop.requested:
+                raise
+            logger.warning("%s; a trial that was running is taken up again later", error)
+        finally:
+            stop.disarm()
+        return stop.exit_code
+
+
+def _prepare(storage: OwnedStorage, options: WorkerOptions) -> Prepared:
+    config, study = options.config, options.study
+    name = config.name if config else study
+    if config and not exists(storage, name):
+        return create_from_file(storage, config, study, options.root)
+    joined = join(storage, name, options.root, options.source)
+    check_versions(joined.opened)
+    # A name that ships names the study; a file of the user's own is meant as it is.
+    if config and study not in SHIPPED:
+        check_settings(joined.opened, _with_source_of(joined.opened.config, config))
+    return joined
+
+
+def _check_warm_start(opened: OpenedStudy, wanted: str | None) -> None:
+    if wanted and opened.config.sampler.warm_start != wanted:
+        started = started_from(opened) or "starts from no earlier study"
+        raise UserError(f"study {opened.config.name!r} {started}: leave --warm-start {wanted} out")
+
+
+def _allowed_objective(settings: StudyConfig, options: WorkerOptions) -> str:
+    allowed = {DEFAULT_OBJECTIVE, options.allowed_objective}
+    if options.config:
+        allowed.add(options.config.trial.objective)
+    objective = settings.trial.objective
+    if objective not in allowed:
+        raise UserError(
+            f"study {settings.name!r} wants to run {objective!r}; if you trust it, start this "
+            f"worker with --allow-objective {objective}"
+        )
+    return objective

@@ -4,10 +4,9 @@ from collections.abc import Sequence
 
 from search.confirm import Retraining, judge, missing, plan, prepare_confirmation
 from search.export import any_device
-from search.launch import Interruptions
 from search.objective import load_objective
 from search.prepare import Prepared, join
-from search.run import RunOptions, announce, run_workers
+from search.run import Run, RunOptions, announce, run_workers
 from search.run_export import export_confirmed
 from search.terminal import SafeConsole
 from studies.checkpoints import CheckpointDirectory, open_checkpoints
@@ -35,38 +34,38 @@ def confirm_study(
         The exit code: 0, 1 if a retraining failed, 128 + signal if interrupted.
 
     Raises:
+        StorageLost: the storage has not answered for too long.
         UserError: no such study, no complete trial, an objective that is not trusted, or the data
             here are not those of the study.
     """
-    console = SafeConsole()
     opened = open_study(storage, name)
     check_objective(opened.config, trusted_objective)
     retrainings = plan(opened, top, seeds)
+    run = Run.of(storage, options)
     searched = join(storage, name, options.root, source)
     load_objective(searched.opened.config.trial.objective)
     prepared = prepare_confirmation(storage, searched, retrainings)
     checkpoints = open_checkpoints(prepared.opened, options.root, options.checkpoints)
-    announce(console, prepared, options.url)
-    interruptions = Interruptions()
-    interruptions.install()
+    announce(run.console, prepared, options.url)
+    run.interruptions.install()
     troubles: list[str] = []
     if missing(prepared.opened, retrainings):
         here = source or prepared.opened.config.data.source
-        troubles = run_workers(console, prepared.opened, storage, options, here, interruptions)
+        troubles = run_workers(run, prepared.opened, here)
     for trouble in troubles:
-        console.print(trouble, style="red")
-    if interruptions.received:
-        console.print(f"stopped; to continue: {options.command}")
-        return interruptions.exit_code
-    lacking = missing(prepared.opened, retrainings)
+        run.console.print(trouble, style="red")
+    if run.interruptions.received:
+        run.console.print(f"stopped; to continue: {options.command}")
+        return run.interruptions.exit_code
+    lacking = run.patience.call(lambda: missing(prepared.opened, retrainings))
     if lacking:
-        console.print(
+        run.console.print(
             f"{lacking} of {len(retrainings)} retrainings failed; to repeat them: "
             f"{options.command}",
         )
         return 1
     return _finish_confirmation(
-        console, searched.opened, prepared, checkpoints, options, retrainings
+        run.console, searched.opened, prepared, checkpoints, options, retrainings
     )
 
 

@@ -31,7 +31,7 @@ from search.space import make_space
 from search.stop import StopRequest
 from search.warm import earlier_trials
 from studies.checkpoints import CheckpointDirectory
-from studies.ownership import NotOwned, OwnedStorage, worker_name
+from studies.ownership import NotOwned, OwnedStorage, own_name
 from studies.patience import STORAGE_ERRORS, Patience, reason
 from studies.results import DEVICE, DIVERGED, ERROR, SEED, THREADS, WORKER
 from studies.storage import HEARTBEAT_SECONDS, quiet_optuna
@@ -153,7 +153,7 @@ class Worker:
         config = self.opened.config
         # A retraining was given its seed when it was enqueued.
         seed = trial.user_attrs.get(SEED, derived_seed(config.seed, trial.number))
-        reports.attribute(WORKER, worker_name(os.getpid()))
+        reports.attribute(WORKER, own_name())
         reports.attribute(SEED, seed)
         ran_on = {DEVICE: device_name(self.device), THREADS: torch.get_num_threads()}
         for key, value in ran_on.items():

@@ -26,6 +26,7 @@ from optuna.trial import TrialState
 from studies.results import OWNER, TrialRecord
 from studies.standing import Ended, Reach, Standing
 
+LAUNCH_VARIABLE = "HPSEARCH_LAUNCH"
 LEASE_FRACTION = 0.8
 """Of the time after which a trial without a heartbeat is lost: so long it surely is not."""
 
@@ -35,13 +36,23 @@ def _now() -> float:
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
-def worker_name(process_id: int) -> str:
-    """How a worker is called in the study, from whatever machine."""
-    return f"{socket.gethostname()}-{process_id}"
+def worker_name(process_id: int, launch: str = "") -> str:
+    """How a worker is called in the study, from whatever machine.
+
+    Args:
+        launch: what its launcher has given it at its start, at random: of two machines or
+            containers that have the same name, processes may have the same number.
+    """
+    return "-".join(filter(None, (socket.gethostname(), launch, str(process_id))))
+
+
+def own_name() -> str:
+    """How this worker is called."""
+    return worker_name(os.getpid(), os.environ.get(LAUNCH_VARIABLE, ""))
 
 
 def _new_token() -> str:
-    return f"{worker_name(os.getpid())}-{secrets.token_hex(4)}"
+    return f"{own_name()}-{secrets.token_hex(4)}"
 
 
 class NotOwned(Exception):

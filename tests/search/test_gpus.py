@@ -1,14 +1,22 @@
 """Which GPUs workers get, by what nvidia-smi says: its answers, cut down to what is read, are given
 by a script of that name."""
 
+import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from data.errors import UserError
-from search.device import taken_device
+from search.device import take, taken_device
 from search.gpus import check_found, named_gpus, visible_gpus
+from search.launch import plan_slots
+from search.run import RunOptions, WorkerOptions, run_study, run_worker
+from studies.config import load_study_file
+from studies.patience import Patience
+from studies.storage import open_storage
+from studies.study import study_names
 
 PROCESS = """<process_info>
 <gpu_instance_id>{instance}</gpu_instance_id><compute_instance_id>{compute}</compute_instance_id>
@@ -86,6 +94,7 @@ class Machine:
         self._monkeypatch = monkeypatch
         monkeypatch.setenv("PATH", str(directory), prepend=":")
         self.names(None)
+        monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
 
     def has(self, *gpus: str, found: int) -> None:
         details = f'<?xml version="1.0" ?>\n<nvidia_smi_log>{"".join(gpus)}</nvidia_smi_log>'
@@ -96,7 +105,17 @@ class Machine:
             f"case $1 in -q) cat {self._directory}/details;; -L) cat "
             f"{self._directory}/listing;; esac"
         )
-        self._monkeypatch.setattr(torch.cuda, "device_count", lambda: found)
+        self.finds(found)
+
+    def finds(self, count: int) -> None:
+        """What PyTorch makes of it."""
+        cuda = {
+            "device_count": lambda: count,
+            "is_available": lambda: count > 0,
+            "get_device_properties": lambda index: SimpleNamespace(uuid=(GPU_0, GPU_1)[index][4:]),
+        }
+        for name, function in cuda.items():
+            self._monkeypatch.setattr(torch.cuda, name, function)
 
     def says(self, script: str) -> None:
         command = self._directory / "nvidia-smi"
@@ -231,6 +250,58 @@ def test_a_gpu_without_free_memory_is_refused(machine: Machine) -> None:
         visible_gpus()
     machine.names("0")
     assert visible_gpus() == [GPU_0]
+
+
+def test_of_gpus_that_no_worker_will_use_nothing_is_asked(
+    machine: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine.has(gpu(0, 4, 24000), gpu(1, 23800, 200, process(41394, "python")), found=2)
+    (slot,) = plan_slots(workers=1, workers_per_gpu=1)
+    assert slot.environment["CUDA_VISIBLE_DEVICES"] == GPU_0
+    machine.names("0,7")  # As CUDA has it, what is missing hides what follows.
+    machine.finds(1)
+    assert visible_gpus(1) == [GPU_0]
+    assert caplog.messages == []
+
+
+def test_a_run_that_lacks_its_gpus_is_refused_before_there_is_a_study(
+    machine: Machine, tmp_path: Path
+) -> None:
+    machine.has(gpu(0, 23800, 200), found=1)
+    storage = open_storage(f"sqlite:///{tmp_path / 'a.db'}", create=True)
+    options = RunOptions("", "quickstart", "", tmp_path / "var", None, None, 1)
+    with pytest.raises(UserError, match="has no memory left"):
+        run_study(load_study_file("quickstart"), storage, options)
+    worker = WorkerOptions(
+        "quickstart", load_study_file("quickstart"), tmp_path / "var", None, None, None, None, 0
+    )
+    with pytest.raises(UserError, match="has no memory left"):
+        run_worker(storage, worker, Patience(0))
+    assert study_names(storage) == []
+    assert not (tmp_path / "var" / "cifar10-mini").exists()
+
+
+def test_a_worker_says_who_uses_its_gpu_unless_that_is_another_worker(
+    machine: Machine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine.has(
+        gpu(0, 3100, 20900, process(41394, "python") + process(os.getpid(), "python")),
+        gpu(1, 23800, 200),
+        found=2,
+    )
+    with taken_device(tmp_path) as device:
+        assert device == torch.device("cuda", 0)
+        (message,) = caplog.messages
+        assert message.endswith("in use by python (process 41394); 20,900 MiB are free")
+        # The second worker gets the second GPU, a third one shares the first.
+        with pytest.raises(UserError, match="has no memory left"), taken_device(tmp_path):
+            pass
+        lock = take([GPU_1[4:]], tmp_path / "gpus")[1]
+        with taken_device(tmp_path) as device:
+            assert device == torch.device("cuda", 0)
+        lock.release()
+    assert len(caplog.messages) == 1
+    assert os.environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
 
 
 @pytest.mark.parametrize(

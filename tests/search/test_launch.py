@@ -1,11 +1,28 @@
 import os
+import signal
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
+import optuna
 import pytest
 import torch
+from optuna.trial import TrialState
 
 from search.gpus import visible_gpus
-from search.launch import plan_slots
+from search.launch import (
+    Interruptions,
+    RunningWorker,
+    Slot,
+    WorkerProcess,
+    plan_slots,
+    start_worker,
+    supervise,
+)
+from studies.ownership import LAUNCH_VARIABLE
+from studies.patience import StorageLost
+from studies.storage import open_storage
+from tests.system.processes import wait_for
 
 
 @pytest.fixture
@@ -59,9 +76,112 @@ def test_each_worker_sees_one_gpu(
 ) -> None:
     slots = plan_slots(workers, workers_per_gpu)
     assert [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in slots] == devices
+    assert {slot.environment["CUDA_DEVICE_ORDER"] for slot in slots} == {"PCI_BUS_ID"}
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_gpus_of_this_machine_are_found() -> None:
     assert len(visible_gpus()) == torch.cuda.device_count() > 0
+
+
+def running(*scripts: str) -> tuple[list[Slot], Callable[[Slot], WorkerProcess]]:
+    """A slot for each shell script, and what runs it there in place of a worker."""
+    slots = [Slot(index, "cpu", {}) for index in range(1, len(scripts) + 1)]
+
+    def start(slot: Slot) -> WorkerProcess:
+        process = subprocess.Popen(["sh", "-c", scripts[slot.index - 1]])
+        return WorkerProcess(slot, process, "", None)
+
+    return slots, start
+
+
+def taken_back(worker: RunningWorker, reason: str) -> None:
+    """Where there is no study."""
+
+
+def watched(scripts: tuple[str, ...]) -> list[str]:
+    slots, start = running(*scripts)
+    return supervise(slots, start, taken_back, Interruptions(), lambda *_: None)
+
+
+def test_when_all_workers_have_lost_the_storage_the_launcher_has_too() -> None:
+    with pytest.raises(StorageLost):
+        watched(("exit 75", "exit 75"))
+    assert watched(("exit 75", "exit 0")) == ["worker 1: exited with code 75"]
+    assert len(watched(("exit 75", "exit 2"))) == 2
+
+
+@pytest.mark.parametrize("when", ["while they run", "at a start"])
+def test_an_error_of_the_launcher_leaves_no_worker_behind(when: str, tmp_path: Path) -> None:
+    """Nobody would look after them. Each is asked to stop, and has the time to."""
+    ready = [tmp_path / "1", tmp_path / "2"]
+    stopped = "trap 'kill $!; sleep 0.3; exit 143' TERM"
+    slots, start = running(*(f"{stopped}; > {file}; sleep 60 & wait" for file in ready), "exit 0")
+    workers: list[WorkerProcess] = []
+
+    def all_ready() -> bool:
+        return all(file.exists() for file in ready)
+
+    def start_or_fail(slot: Slot) -> WorkerProcess:
+        if when == "at a start" and slot.index == 3:
+            wait_for(all_ready)
+            raise OSError("no more processes")
+        workers.append(start(slot))
+        return workers[-1]
+
+    def refresh(*_: object) -> None:
+        wait_for(all_ready)
+        raise OSError("the terminal is gone")
+
+    with pytest.raises(OSError, match=r"no more processes|the terminal is gone"):
+        supervise(slots, start_or_fail, taken_back, Interruptions(), refresh)
+    assert [worker.process.returncode for worker in workers[:2]] == [143, 143]
+
+
+def test_who_stays_after_an_error_of_the_launcher_is_killed_by_a_second_ctrl_c(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("search.launch.KILL_SECONDS", 0.2)
+    ready = tmp_path / "ready"
+    slots, start = running(f"trap '' TERM INT; > {ready}; while :; do sleep 0.1; done")
+    interruptions = Interruptions()
+    workers: list[WorkerProcess] = []
+
+    def kept(slot: Slot) -> WorkerProcess:
+        workers.append(start(slot))
+        return workers[-1]
+
+    def refresh(*_: object) -> None:
+        wait_for(ready.exists)
+        interruptions.received += [signal.SIGINT, signal.SIGINT]
+        raise OSError("the terminal is gone")
+
+    with pytest.raises(OSError, match="the terminal is gone"):
+        supervise(slots, kept, taken_back, interruptions, refresh)
+    assert workers[0].process.returncode == -signal.SIGKILL
+
+
+def test_two_machines_of_one_name_take_back_only_their_own_workers_trials(
+    tmp_path: Path, storage_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A restarted container has the same name, and its processes the same numbers as before."""
+    started = []
+    for number in (1, 2):
+        log = tmp_path / f"{number}.log"
+        say = ("sh", "-c", f"echo ${LAUNCH_VARIABLE}")
+        worker = start_worker(Slot(1, "cpu", {}), [], {}, log, say)
+        worker.process.wait()
+        started.append((worker, log.read_text().strip()))
+    monkeypatch.setattr("os.getpid", lambda: started[0][0].process.pid)
+    optuna.create_study(study_name="a", storage=open_storage(storage_url, create=True))
+    trials = []
+    for _, launch in started:
+        monkeypatch.setenv(LAUNCH_VARIABLE, launch)
+        storage = open_storage(storage_url)
+        trial = storage.create(1, limit=None)
+        assert trial is not None
+        trials.append(trial)
+    storage.take_back(1, started[0][0].name, 3, "killed")
+    states = [storage.get_trial(trial).state for trial in trials]
+    assert states == [TrialState.WAITING, TrialState.RUNNING]

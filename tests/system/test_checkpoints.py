@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from data.dataset import load_dataset
 from data.errors import UserError
-from search.run import run_worker
+from search.run import WorkerOptions, run_worker
 from studies.checkpoints import CheckpointDirectory, open_checkpoints, weights_name
 from studies.config import load_study_file
 from studies.patience import Patience
@@ -165,7 +165,9 @@ def test_a_missing_bucket_is_told_before_anything_is_trained(
     config, missing = load_study_file("quickstart"), f"{s3_bucket}-2"
     with pytest.raises(UserError, match=f"--checkpoints {missing}: .*NoSuchBucket"):
         run_worker(
-            config, "quickstart", storage, data_cache, missing, None, None, None, Patience(0), 0
+            storage,
+            WorkerOptions("quickstart", config, data_cache, missing, None, None, None, grace=0),
+            Patience(0),
         )
     trials = open_study(storage, "quickstart").study.trials
     assert {trial.state for trial in trials} == {TrialState.WAITING}

@@ -233,16 +233,22 @@ def test_an_outage_of_the_database_costs_nothing(
     assert not any(LOSSES in trial.user_attrs for trial in trials)
 
 
-def test_past_the_patience_a_worker_stops_and_its_trial_can_be_resumed(
+def test_past_the_patience_workers_and_launcher_stop_and_the_trial_can_be_resumed(
     hpsearch: Hpsearch, status: Status, long_study: Path, tmp_path: Path, stoppable: Postgres
 ) -> None:
     environment = {"HPSEARCH_STORAGE": stoppable.url}
-    with running(tmp_path, "worker", long_study, "--storage-patience", 2, **environment) as worker:
+    arguments = ("run", long_study, "--workers", 1, "--storage-patience", 2)
+    with running(tmp_path, *arguments, **environment) as search:
         wait_for(lambda: len(trained(tmp_path)) >= 2)
         stoppable.stop()
-        output, _ = worker.communicate(timeout=60)
-    assert worker.returncode == 75, output
-    assert output.splitlines()[-1].startswith("hpsearch: the storage has not answered for ")
+        output, _ = search.communicate(timeout=60)
+    assert search.returncode == 75, output
+    assert "hpsearch: the storage has not answered for " in output
+    assert "worker 1: exited with code 75" in output
+    assert output.splitlines()[-1] == (
+        "hpsearch: no worker has had an answer of the storage; what was running is taken up again "
+        "later"
+    ), "and does not wait for it once more"
     stoppable.start()
     storage = open_database(stoppable.url)
     forget_heartbeats(storage)
