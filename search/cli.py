@@ -133,7 +133,7 @@ StoragePatienceOption = Annotated[
         "--storage-patience",
         metavar="SECONDS",
         min=0,
-        help="For how long workers go on while the storage does not answer.",
+        help="For how long to go on while the storage does not answer.",
     ),
 ]
 GraceOption = Annotated[
@@ -638,30 +638,31 @@ def storage_proxy(
         bool, typer.Option("--no-token", help="Let in everybody who reaches the address.")
     ] = False,
     storage: StorageOption = DEFAULT_STORAGE,
+    storage_patience: StoragePatienceOption = DEFAULT_PATIENCE,
 ) -> None:
     """Speak to the database for many workers, which say --storage grpc://HOST:PORT.
 
-    It alone needs the database's password.
+    It alone needs the database's password. It waits for a database that is not up yet.
     """
-    from studies.storage import open_database
-
-    database = open_database(storage, create=True)
     # Its native half would write to the terminal what is said here in a line.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         from studies.proxied import address, proxy_secret
-        from studies.proxy import start, wait
+        from studies.proxy import THREADS, start, wait
     except ImportError as error:
         raise UserError("gRPC is not installed: pip install 'hpsearch[proxy]'") from error
 
     from studies.guard import is_of_this_machine
+    from studies.patience import Patience
+    from studies.storage import open_database
 
     secret = None if no_token else proxy_secret(token_file)
     if secret is None and not no_token and not is_of_this_machine(host):
         raise UserError(f"--host {host} needs --token-file, or --no-token if all there may write")
     _log_to_terminal()
-
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    patience = Patience(storage_patience)
+    database = open_database(storage, create=True, patience=patience, connections=THREADS)
     try:
         server, actual_port = start(database, host, port, secret)
     except OSError as error:

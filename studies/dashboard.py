@@ -93,8 +93,8 @@ def serve(app: Application, host: str, port: int, started: Callable[[int], None]
     )
     # A name may stand for several addresses, of which each has a listener of its own.
     listeners = getattr(server, "effective_listen", None)
-    started(listeners[0][1] if listeners else server.effective_port)
     try:
+        started(listeners[0][1] if listeners else server.effective_port)
         server.run()
     finally:
         server.close()

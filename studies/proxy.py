@@ -30,7 +30,7 @@ from studies.proxied import (
 )
 
 THREADS = 15
-"""As many as SQLAlchemy keeps connections."""
+"""Each of which uses one connection to the database at a time."""
 STOP_SECONDS = 5.0
 """How long what has begun may take to end, when asked to stop."""
 SHORTEST_PING_MILLISECONDS = 5000

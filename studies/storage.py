@@ -35,7 +35,14 @@ IDLE_SECONDS = 0.5
 OPEN_ATTEMPTS = 5
 """Processes that open a new database at once may collide while they create its tables."""
 
+FEW_CONNECTIONS = 5
+"""Of a process with few threads that use them. Further ones are closed after each use."""
+
 T = TypeVar("T")
+
+
+class NotADatabase(UserError):
+    """What was given is not the URL of a database that processes can share."""
 
 
 def open_storage(url: str, create: bool = False, patience: Patience | None = None) -> OwnedStorage:
@@ -51,7 +58,10 @@ def open_storage(url: str, create: bool = False, patience: Patience | None = Non
         StorageLost: the patience was not enough.
     """
     if not url.startswith(PROXY):
-        return open_database(url, create, patience)
+        try:
+            return open_database(url, create, patience)
+        except NotADatabase as error:
+            raise UserError(f"{error}; or grpc://host:port of a storage proxy") from error
 
     def opened() -> OwnedStorage:
         from studies.proxied import open_proxied  # gRPC is an extra.
@@ -63,15 +73,22 @@ def open_storage(url: str, create: bool = False, patience: Patience | None = Non
 
 
 def open_database(
-    url: str, create: bool = False, patience: Patience | None = None
+    url: str,
+    create: bool = False,
+    patience: Patience | None = None,
+    connections: int = FEW_CONNECTIONS,
 ) -> DatabaseStorage:
-    """Open a database itself; as `open_storage`."""
+    """Open a database itself; as `open_storage`.
+
+    Args:
+        connections: how many are kept open at most, once they were needed at the same time.
+    """
     parsed = parse_url(url)
     if parsed.get_backend_name() == "sqlite" and not create:
         file = Path(str(parsed.database))
         if not file.exists():
             raise UserError(f"storage {masked(url)}: no such file yet; hpsearch run makes it")
-    return _opened(url, lambda: _open(parsed), patience)
+    return _opened(url, lambda: _open(parsed, connections), patience)
 
 
 def _opened(url: str, function: Callable[[], T], patience: Patience | None) -> T:
@@ -117,9 +134,9 @@ def parse_url(url: str) -> URL:
             raise NoSuchModuleError
         parsed.get_dialect()
     except (ArgumentError, NoSuchModuleError) as error:
-        raise UserError(
+        raise NotADatabase(
             "storage: not a database URL for PostgreSQL or SQLite; write sqlite:///hpsearch.db or "
-            "postgresql+psycopg://user@host/database; or grpc://host:port of a storage proxy"
+            "postgresql+psycopg://user@host/database"
         ) from error
     except ImportError:
         return parsed  # The driver is missing, which is said when it is opened.
@@ -137,10 +154,10 @@ def masked(url: str) -> str:
     return printable(masked_url(url))
 
 
-def _open(url: URL) -> DatabaseStorage:
+def _open(url: URL, connections: int) -> DatabaseStorage:
     for attempt in range(1, OPEN_ATTEMPTS + 1):
         try:
-            return _open_once(url)
+            return _open_once(url, connections)
         except STORAGE_ERRORS as error:
             if attempt == OPEN_ATTEMPTS or not _is_creation_race(reason(error)):
                 raise
@@ -148,9 +165,9 @@ def _open(url: URL) -> DatabaseStorage:
     raise AssertionError("unreachable")
 
 
-def _open_once(url: URL) -> DatabaseStorage:
+def _open_once(url: URL, connections: int) -> DatabaseStorage:
     sqlite = url.get_backend_name() == "sqlite"
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, Any] = {"pool_size": connections}
     if sqlite:
         arguments["connect_args"] = {"timeout": SQLITE_BUSY_SECONDS}
     elif url.get_backend_name() == "postgresql":

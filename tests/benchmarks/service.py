@@ -18,7 +18,7 @@ none is pruned: every trial reports ten epochs on both sides.
 Of each: trials a second from a common start, at which the processes have their imports done and
 the storage opened; the same in the second half of the trials, when every process has read what it
 reads at its start; SQL statements, without those that begin and end a transaction (through the
-proxy: calls of it); and the time of
+proxy: calls of it), and apart from them the pings of connections that were idle; and the time of
 
     ask      from the end of the last trial to the first epoch of this one (a worker's first: from
              the start)
@@ -84,6 +84,7 @@ class Row:
     """A trial's, of the worker's process, with its share of what is read at the start."""
     statements_per_trial: float
     statements_per_epoch: float
+    pings_per_trial: float
     ask: tuple[float, float]
     """Median and 99th percentile."""
     epoch: tuple[float, float]
@@ -130,6 +131,7 @@ def measure(database: Database, cell: Cell) -> Row:
         cpu=1000 * sum(timings.cpu for timings in done) / count,
         statements_per_trial=sum(timings.statements for timings in done) / count,
         statements_per_epoch=sum(timings.statements_in_epochs for timings in done) / epochs,
+        pings_per_trial=sum(timings.pings for timings in done) / count,
         ask=_milliseconds([second for timings in done for second in timings.ask]),
         epoch=_milliseconds([second for timings in done for second in timings.epoch]),
         tell=_milliseconds([second for timings in done for second in timings.tell]),
@@ -145,7 +147,8 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
     """Markdown; with the ratio of our trials a second to plain Optuna's beside it."""
     titles = (
         *("database", "held", "workers", "service", "trials/s", "in 2nd half", "of plain"),
-        *("CPU, ms", "asked/trial", "asked/epoch", "ask, ms", "epoch, ms", "tell, ms", "died"),
+        *("CPU, ms", "asked/trial", "asked/epoch", "pings/trial"),
+        *("ask, ms", "epoch, ms", "tell, ms", "died"),
     )
     yield f"| {' | '.join(titles)} |"
     yield "|" + "---|" * len(titles)
@@ -162,6 +165,7 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
                 f"{row.cpu:.0f}",
                 f"{row.statements_per_trial:.0f}",
                 f"{row.statements_per_epoch:.1f}",
+                f"{row.pings_per_trial:.1f}",
             ),
             *times,
             str(len(row.errors)) if row.errors else "",

@@ -59,6 +59,8 @@ class Timings:
     """Of its trials, on the clock `time.monotonic`, which all processes share."""
     statements: int = 0
     statements_in_epochs: int = 0
+    pings: int = 0
+    """Of connections that were idle: each is a question to the server, beside the statements."""
     cpu: float = 0.0
     """Of the process, from the start."""
     started: float = 0.0
@@ -78,6 +80,14 @@ class Timings:
         @sqlalchemy.event.listens_for(engine, "before_cursor_execute")
         def counted(_: object, __: object, statement: str, *___: object) -> None:
             self.statements += not statement.startswith("BEGIN")
+
+        ping = engine.dialect.do_ping
+
+        def pinged(connection: Any) -> Any:
+            self.pings += 1
+            return ping(connection)
+
+        engine.dialect.do_ping = pinged
 
     def _count_calls(self, storage: Any) -> None:
         import grpc

@@ -176,7 +176,12 @@ def trained(directory: Path) -> Iterator[tuple[int, int, float]]:
 
 
 def checks(
-    code: int, directory: Path, opened: OpenedStudy, trials: int, events: Counter[str]
+    code: int,
+    directory: Path,
+    opened: OpenedStudy,
+    trials: int,
+    workers: int,
+    events: Counter[str],
 ) -> Iterator[tuple[bool, str]]:
     """Each of what must hold: whether it does, and what was found."""
     found = opened.study.get_trials(deepcopy=False)
@@ -195,8 +200,10 @@ def checks(
     wrong = sum(1 for trial in found if not _reported_as_trained(trial, epochs))
     yield wrong == 0, f"trials whose reports are not what was trained: {wrong}"
     twice = count - len(epochs)
-    at_most = sum(events.values()) * 2 + events["machine"] * 8 + events["outage"] * 40
-    yield twice <= at_most, f"epochs trained twice: {twice} of {count}"
+    # Of a worker that is killed, or paused and taken for dead, the epoch at whose end it was. What
+    # is asked to stop, or does without its database for a while, repeats none.
+    at_most = events["kill"] + events["pause"] + workers * events["machine"]
+    yield twice <= at_most, f"epochs trained twice: {twice} of {count}, at most {at_most} allowed"
     checkpoints = open_checkpoints(opened, directory / "var", None, to_write=False)
     best = rank([record(trial) for trial in found])[: opened.config.checkpoints.keep]
     loadable = sum(1 for trial in best if _is_loadable(checkpoints, trial.number, trial.value))
@@ -243,7 +250,8 @@ def main() -> int:
         night.say(f"the launcher has ended; there were: {happened or 'no events'}")
         opened = open_study(open_database(database.url), "soak")
         all_hold = True
-        for holds, text in checks(code, directory, opened, arguments.trials, night.events):
+        found = checks(code, directory, opened, arguments.trials, arguments.workers, night.events)
+        for holds, text in found:
             night.say(f"{'ok' if holds else 'NOT'}  {text}")
             all_hold &= holds
         log = (directory / "log").read_text()

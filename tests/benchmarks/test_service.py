@@ -2,9 +2,10 @@ from pathlib import Path
 
 import pytest
 
+from studies.storage import open_database
 from tests.benchmarks.service import Cell, read_results, run, table
 from tests.benchmarks.service_databases import Database, Proxied, Sqlite
-from tests.benchmarks.service_workers import EPOCHS
+from tests.benchmarks.service_workers import EPOCHS, Timings
 
 
 @pytest.mark.parametrize(("kind", "held"), [("sqlite", 0), ("proxy", 40)])
@@ -29,3 +30,19 @@ def test_both_services_run_the_same_trials(
     *_, first, second = table(rows)
     assert " hpsearch |" in first
     assert " optuna |" in second
+
+
+def test_pings_are_counted_apart_from_statements(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = open_database(f"sqlite:///{tmp_path / 'a.db'}", create=True)
+    counts = []
+    for idle_seconds in (60, 0):
+        monkeypatch.setattr("studies.storage.IDLE_SECONDS", idle_seconds)
+        timings = Timings()
+        timings.count(storage)
+        storage.get_all_studies()
+        counts.append((timings.statements, timings.pings > 0))
+    (unpinged, no), (pinged, yes) = counts
+    assert (no, yes) == (False, True)
+    assert unpinged == pinged > 0

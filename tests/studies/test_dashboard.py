@@ -1,6 +1,9 @@
 import base64
 import json
+import os
 import re
+import signal
+import socket
 import threading
 import urllib.error
 import urllib.request
@@ -8,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Queue
+from typing import Any
 
 import optuna
 import pytest
@@ -191,6 +195,37 @@ def test_without_the_password_nothing_is_shown(tmp_path: Path) -> None:
     # The wrong one slows further guesses, and not who is in already.
     assert served.ask(basic("another"))[0] == 429
     assert served.ask(basic("right"))[0] == 200
+
+
+def test_a_name_of_two_addresses_is_served_on_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolve = socket.getaddrinfo
+
+    def with_both(host: str, *arguments: Any, **options: Any) -> list[Any]:
+        hosts = ("127.0.0.1", "::1") if host == "localhost" else (host,)
+        return [found for item in hosts for found in resolve(item, *arguments, **options)]
+
+    # As on machines whose /etc/hosts has a line of each for it.
+    monkeypatch.setattr(socket, "getaddrinfo", with_both)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    app = application(open_storage(f"sqlite:///{tmp_path / 'a.db'}", create=True), LOCAL)
+    answers: list[int] = []
+
+    def ask() -> None:
+        try:
+            for address in ("127.0.0.1", "[::1]"):
+                url = f"http://{address}:{port}/api/studies"
+                with urllib.request.urlopen(url, timeout=20) as response:
+                    answers.append(response.status)
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)  # As Ctrl-C, which ends it.
+
+    asking = threading.Thread(target=ask)
+    serve(app, "localhost", port, lambda _: asking.start())
+    asking.join()
+    assert answers == [200, 200]
 
 
 def test_an_address_that_others_reach_needs_a_password_or_a_word(tmp_path: Path) -> None:

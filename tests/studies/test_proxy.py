@@ -57,6 +57,22 @@ def refusal(url: str) -> str:
     return str(error.value)
 
 
+def test_each_thread_of_a_proxy_keeps_its_connection(postgres_url: str) -> None:
+    storage = open_database(postgres_url, connections=proxy.THREADS)
+    made: list[object] = []
+    sqlalchemy.event.listen(storage.engine, "connect", lambda made_now, _: made.append(made_now))
+
+    def ask(_: int) -> None:
+        with storage.engine.connect() as connection:
+            connection.exec_driver_sql("SELECT pg_sleep(0.05)")
+
+    with ThreadPoolExecutor(proxy.THREADS) as threads:
+        for _ in range(3):
+            list(threads.map(ask, range(proxy.THREADS)))
+    storage.engine.dispose()
+    assert 0 < len(made) <= proxy.THREADS
+
+
 def test_who_does_not_know_the_token_is_refused(
     database: DatabaseStorage,
     serve: Serve,

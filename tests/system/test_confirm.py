@@ -45,7 +45,8 @@ def test_confirm_finds_the_winner_once_and_export_prefers_it(
     assert unknown.returncode == 2
     assert unknown.stderr.strip() == "hpsearch: no study 'nope' in this storage; there: tiny"
 
-    first = hpsearch("confirm", "tiny", "--seeds", 2, "--workers", 2, HPSEARCH_STORAGE=url)
+    options = ("--seeds", 2, "--workers", 2, "--grace", 5, "--storage-patience", 30)
+    first = hpsearch("confirm", "tiny", *options, HPSEARCH_STORAGE=url)
     assert first.returncode == 0, first.stderr
     found = status("tiny-confirm", url)
     assert found["complete"] == found["finished"] == 4

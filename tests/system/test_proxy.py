@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import Postgres
 from tests.system.processes import running, trained, wait_for
 
 Hpsearch = Callable[..., subprocess.CompletedProcess[str]]
@@ -109,6 +110,7 @@ def test_a_search_survives_a_killed_worker_and_a_new_proxy(
         (("--host", "0.0.0.0"), "--host 0.0.0.0 needs --token-file, or --no-token"),
         (("--host", "192.0.2.1", "--no-token"), "192.0.2.1:13000: taken, or not of this machine"),
         (("--token-file", "none"), "token file none: cannot be read"),
+        (("--storage", "grpc://a:1"), "//user@host/database\n"),  # And not another proxy.
     ],
 )
 def test_a_proxy_that_must_not_start_says_why(
@@ -118,6 +120,19 @@ def test_a_proxy_that_must_not_start_says_why(
     assert result.returncode == 2
     assert said in result.stderr
     assert len(result.stderr.splitlines()) == 1, result.stderr
+
+
+def test_a_proxy_may_start_before_its_database_does(tmp_path: Path, stoppable: Postgres) -> None:
+    stoppable.stop()
+    served = ("storage-proxy", "--port", 0)
+    with running(tmp_path, *served, HPSEARCH_STORAGE=stoppable.url) as proxy:
+        assert proxy.stdout is not None
+        assert "the storage does not answer (" in proxy.stdout.readline()
+        stoppable.start()
+        assert "the storage answers again" in proxy.stdout.readline()
+        assert address(proxy).startswith("grpc://127.0.0.1:")
+        proxy.terminate()
+        assert proxy.wait(20) == 143
 
 
 def test_a_worker_with_another_token_ends_at_once(
