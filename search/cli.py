@@ -11,6 +11,7 @@ import signal
 import sys
 import traceback
 from enum import StrEnum
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
@@ -18,19 +19,37 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 import typer
 
 from data.errors import UserError
-from studies.text import masked_url, printable, shortened, without_passwords
+from studies.text import counted, masked_url, printable, shortened, without_passwords
 
 if TYPE_CHECKING:
     from studies.config import StudyConfig
 
 app = typer.Typer(
     name="hpsearch",
-    help="Find the hyperparameters with which a ResNet learns your images best.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        print(f"hpsearch {version('hpsearch')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    show_version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_show_version, help="Print the version, and end."
+        ),
+    ] = False,
+) -> None:
+    """Find the hyperparameters with which a ResNet learns your images best."""
+
 
 StudyArgument = Annotated[
     str,
@@ -188,13 +207,18 @@ def run(
     """Search: create or continue a study, run workers, and export the best model."""
     _check_engine(engine, address)
     from studies.config import is_study_file
-    from studies.storage import open_storage
 
+    # From the cheapest to the dearest: what cannot be run is refused before PyTorch is imported.
     overrides = _overrides(trials, minutes, name, data, warm_start, settings or [])
     if is_study_file(study):
         config = _study_file(study, overrides)
+        from studies.storage import open_storage
+        from studies.study import continues
+
         with_storage = open_storage(storage, create=True)
+        continues(with_storage, config)
     else:
+        from studies.storage import open_storage
         from studies.study import stored_config
 
         with_storage = open_storage(storage)
@@ -352,8 +376,9 @@ def status(
         from search.live import counts_line, results_table
 
         total = opened.config.budget.trials
-        finished = f"{summary.finished} of {total}" if total else str(summary.finished)
-        console.print(Text.assemble((name, "bold"), f"  {finished} trials finished"))
+        of_all = f"{summary.finished} of " if total else ""
+        finished = f"{of_all}{counted(total or summary.finished, 'trial')} finished"
+        console.print(Text.assemble((name, "bold"), f"  {finished}"))
         earlier = started_from(opened)
         if earlier:
             console.print(earlier)
@@ -403,9 +428,11 @@ def export(
     It is the confirmed one if the study was confirmed, else the best trial's.
     """
     from studies.storage import open_storage
+    from studies.study import best_record, open_study
 
     with_storage = open_storage(storage)
     name = _study_name(study)
+    best_record(open_study(with_storage, name))  # What there is not, is said without PyTorch.
     on_validation_too = on is ExportOn.ALL
     _log_to_terminal(logging.INFO if on_validation_too else logging.WARNING)
     from model.trial import Diverged

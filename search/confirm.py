@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from data.errors import UserError
 from search.budget import budgeted, withdraw
-from search.export import baseline_record, best_record, test_accuracy, usable_checkpoint
+from search.export import baseline_record, test_accuracy, usable_checkpoint
 from search.prepare import Prepared
 from search.samplers import derived_seed
 from studies.checkpoints import CheckpointDirectory
@@ -34,7 +34,14 @@ from studies.confirmation import (
 )
 from studies.ownership import OwnedStorage
 from studies.results import CONFIRMS, SEED, TrialRecord, rank, record
-from studies.study import DATA_DIGEST, OpenedStudy, create_or_continue, exists, open_study
+from studies.study import (
+    DATA_DIGEST,
+    OpenedStudy,
+    best_record,
+    create_or_continue,
+    exists,
+    open_study,
+)
 
 CONFIDENCE = 0.95
 ENDED = ("complete", "diverged")

@@ -7,6 +7,7 @@ from typing import Any
 from search.budget import budgeted
 from search.space import checked_point, make_space
 from studies.study import OpenedStudy
+from studies.text import counted, readable
 
 TOKEN = "enqueued_as"
 
@@ -27,12 +28,11 @@ def enqueue_trial(opened: OpenedStudy, values: Mapping[str, Any]) -> str:
     opened.study.enqueue_trial(parameters, user_attrs={TOKEN: token})
     trials = opened.study.get_trials(deepcopy=False)
     new = next(trial for trial in trials if trial.user_attrs.get(TOKEN) == token)
-    shown = ", ".join(f"{key} {value}" for key, value in parameters.items())
-    line = f"study {name!r}: trial {new.number} is waiting for a worker: {shown}"
+    line = f"study {name!r}: trial {new.number} is waiting for a worker: {readable(parameters)}"
     limit = opened.config.budget.trials
-    if all(trial.number != new.number for trial in budgeted(trials, limit)):
+    if limit and all(trial.number != new.number for trial in budgeted(trials, limit)):
         line += (
-            f"; the budget of {limit} trials is taken: hpsearch run {name} --trials "
+            f"; the budget of {counted(limit, 'trial')} is taken: hpsearch run {name} --trials "
             f"{len(budgeted(trials, None))} runs it"
         )
     return line

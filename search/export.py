@@ -20,8 +20,8 @@ from search.prepare import Prepared, has_baseline
 from studies.checkpoints import Checkpoint, CheckpointDirectory
 from studies.config import DEFAULT_OBJECTIVE, StudyConfig
 from studies.export import check_output, write_export
-from studies.results import CONFIRMS, SEED, TrialRecord, rank, record
-from studies.study import VERSIONS, OpenedStudy
+from studies.results import CONFIRMS, SEED, TrialRecord, record
+from studies.study import VERSIONS, OpenedStudy, ranked_records
 from studies.text import shortened
 
 LONGEST_REASON = 300  # characters
@@ -53,29 +53,6 @@ def export_best(
 ) -> Exported:
     """Write the model of the best trial to the folder `output`; see `export_trial`."""
     return export_trial(prepared, ranked_records(prepared.opened), checkpoints, output, device)
-
-
-def best_record(opened: OpenedStudy) -> TrialRecord:
-    """The best trial.
-
-    Raises:
-        UserError: no trial is complete yet.
-    """
-    return ranked_records(opened)[0]
-
-
-def ranked_records(opened: OpenedStudy) -> list[TrialRecord]:
-    """The trials that can be exported, the best first.
-
-    Raises:
-        UserError: no trial is complete yet.
-    """
-    ranked = rank([record(trial) for trial in opened.study.get_trials(deepcopy=False)])
-    if not ranked:
-        raise UserError(
-            f"study {opened.config.name!r}: no trial is complete yet, so there is nothing to export"
-        )
-    return ranked
 
 
 def export_trial(

@@ -13,9 +13,7 @@ from rich.text import Text
 from search.launch import Slot
 from studies.config import StudyConfig, is_fixed
 from studies.results import Summary, TrialRecord, rank, summarise
-from studies.text import shortened
-
-LONGEST_VALUE = 100  # characters of a parameter
+from studies.text import counted, readable
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +81,7 @@ def _progress(view: View, summary: Summary) -> RenderableType:
     left = seconds_left(view)
     remaining = "" if left is None else f"about {readable_seconds(left)} left"
     if total is None:
-        line.add_row(f"{summary.finished} trials", remaining)
+        line.add_row(counted(summary.finished, "trial"), remaining)
     else:
         done = min(summary.finished, total)
         line.add_row(
@@ -193,16 +191,14 @@ def readable_seconds(seconds: float) -> str:
 
 
 def readable_parameters(record: TrialRecord, config: StudyConfig) -> str:
-    """On one line, the parameters that the study varies, numbers with three digits."""
-    return ", ".join(
-        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {_short(value)}"
-        for name, value in record.parameters.items()
-        if name in config.space and not is_fixed(config.space[name])
+    """On one line, the parameters that the study varies."""
+    return readable(
+        {
+            name: value
+            for name, value in record.parameters.items()
+            if name in config.space and not is_fixed(config.space[name])
+        }
     )
-
-
-def _short(value: object) -> str:
-    return " ".join(shortened(str(value), LONGEST_VALUE).split())
 
 
 def results_table(records: Sequence[TrialRecord], config: StudyConfig, top: int) -> Table:

@@ -18,9 +18,8 @@ from studies.ownership import OwnedStorage
 from studies.study import (
     OpenedStudy,
     check_data,
-    check_settings,
+    continues,
     create_or_continue,
-    exists,
     open_study,
 )
 
@@ -56,10 +55,8 @@ def create_from_file(
     _warn_without_baseline(config)
     enqueued = first_trials(config, origin)
     warm = None
-    is_there = exists(storage, config.name)
-    if is_there:
-        # Before the data are read, which takes its time.
-        check_settings(open_study(storage, config.name), config)
+    # Before the data are read, which takes its time.
+    is_there = continues(storage, config)
     # Once created it is independent of the study that it started from, which may be gone.
     if config.sampler.warm_start and not is_there:
         warm = plan_warm_start(storage, config, enqueued)

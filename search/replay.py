@@ -18,6 +18,7 @@ from studies.config import DEFAULT_OBJECTIVE
 from studies.ownership import OwnedStorage
 from studies.results import DEVICE, SEED, THREADS, record
 from studies.study import VERSIONS, OpenedStudy, open_study, versions
+from studies.text import readable
 
 MOST_THREADS = 1024
 """A number of threads that is larger was not recorded by hpsearch."""
@@ -75,7 +76,7 @@ def replay_trial(
     with taken_device(root) as device:
         if isinstance(threads, int) and 0 < threads <= MOST_THREADS and device.type == "cpu":
             torch.set_num_threads(threads)
-        logger.info("trial %d again, on %s: %s", number, device, trial.params)
+        logger.info("trial %d again, on %s: %s", number, device, readable(trial.params))
         data = placed(prepared.data, device)
         context = trial_context(config, data, device, trial.user_attrs[SEED])
         replayed = tuple(

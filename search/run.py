@@ -43,6 +43,7 @@ from studies.study import (
     exists,
     started_from,
 )
+from studies.text import counted
 
 T = TypeVar("T")
 
@@ -76,7 +77,7 @@ class RunOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class Launcher:
     """What serves the launcher of `hpsearch run` or `confirm` from its start to its end."""
 
     console: SafeConsole
@@ -109,15 +110,15 @@ def run_study(config: StudyConfig, storage: OwnedStorage, options: RunOptions) -
             GPUs are missing or occupied.
     """
     load_objective(config.trial.objective)
-    run = Run.of(storage, options)
+    launcher = Launcher.of(storage, options)
     prepared = create_from_file(storage, config, options.origin, options.root)
     checkpoints = open_checkpoints(prepared.opened, options.root, options.checkpoints)
-    announce(run.console, prepared, options.url)
-    run.interruptions.install()
+    announce(launcher.console, prepared, options.url)
+    launcher.interruptions.install()
     troubles: list[str] = []
     if not is_spent(prepared.opened):
-        troubles = run_workers(run, prepared.opened, config.data.source)
-    return _finish(run, prepared, checkpoints, troubles)
+        troubles = run_workers(launcher, prepared.opened, config.data.source)
+    return _finish(launcher, prepared, checkpoints, troubles)
 
 
 def is_spent(opened: OpenedStudy) -> bool:
@@ -127,13 +128,14 @@ def is_spent(opened: OpenedStudy) -> bool:
     return next_turn(trials, opened.config.budget.trials, may_create) is Turn.DONE
 
 
-def run_workers(run: Run, opened: OpenedStudy, source: str) -> list[str]:
+def run_workers(launcher: Launcher, opened: OpenedStudy, source: str) -> list[str]:
     """Run workers until the budget is spent, with the live view on a terminal; see `supervise`.
 
     Args:
         source: where this machine has the data.
     """
-    console, options, patience, config = run.console, run.options, run.patience, opened.config
+    console, options, config = launcher.console, launcher.options, opened.config
+    patience = launcher.patience
     root = options.root.absolute()  # Workers elsewhere have no such working directory.
     logs = opened.directory(root) / "logs"
     logs.mkdir(parents=True, exist_ok=True)
@@ -157,7 +159,7 @@ def run_workers(run: Run, opened: OpenedStudy, source: str) -> list[str]:
 
     def take_back_first() -> None:
         worker, reason = dead[0]
-        run.storage.take_back(opened.study._study_id, worker, config.trial.max_retries, reason)
+        launcher.storage.take_back(opened.study._study_id, worker, config.trial.max_retries, reason)
         del dead[0]
 
     def take_back_dead() -> None:
@@ -177,7 +179,7 @@ def run_workers(run: Run, opened: OpenedStudy, source: str) -> list[str]:
         slots = engine.slots
         if not console.is_terminal:
             return supervise(
-                slots, start, take_back, run.interruptions, lambda *_: take_back_dead()
+                slots, start, take_back, launcher.interruptions, lambda *_: take_back_dead()
             )
         run_started = time.time()
         records: list[TrialRecord] = []
@@ -199,10 +201,10 @@ def run_workers(run: Run, opened: OpenedStudy, source: str) -> list[str]:
                 )
                 live.update(render(view), refresh=True)
 
-            return supervise(slots, start, take_back, run.interruptions, refresh)
+            return supervise(slots, start, take_back, launcher.interruptions, refresh)
 
-    with run.engine as engine:
-        run.interruptions.install()  # Again: Ray puts its own handlers in their place.
+    with launcher.engine as engine:
+        launcher.interruptions.install()  # Again: Ray puts its own handlers in their place.
         troubles = watch(engine)
     take_back_dead()
     return troubles
@@ -236,7 +238,8 @@ def announce(console: SafeConsole, prepared: Prepared, url: str) -> None:
     else:
         finished = summarise(_records(opened)).finished
         console.print(
-            f"study {name!r} continues in {masked(url)}: {finished} trials finished so far",
+            f"study {name!r} continues in {masked(url)}: {counted(finished, 'trial')} finished so "
+            "far",
         )
 
 
@@ -267,15 +270,18 @@ def _with_source_of(study: StudyConfig, config: StudyConfig) -> StudyConfig:
 
 
 def _finish(
-    run: Run, prepared: Prepared, checkpoints: CheckpointDirectory, troubles: Sequence[str]
+    launcher: Launcher,
+    prepared: Prepared,
+    checkpoints: CheckpointDirectory,
+    troubles: Sequence[str],
 ) -> int:
-    console, options, opened = run.console, run.options, prepared.opened
-    interruptions = run.interruptions
-    records = run.patience.call(lambda: _records(opened), lambda: not interruptions.received)
+    console, options, opened = launcher.console, launcher.options, prepared.opened
+    interruptions = launcher.interruptions
+    records = launcher.patience.call(lambda: _records(opened), lambda: not interruptions.received)
     summary = summarise(records)
     console.print(
-        f"{summary.finished} trials finished ({summary.complete} complete, {summary.pruned} "
-        f"pruned, {summary.diverged} diverged), {summary.failed} failed",
+        f"{counted(summary.finished, 'trial')} finished ({summary.complete} complete, "
+        f"{summary.pruned} pruned, {summary.diverged} diverged), {summary.failed} failed",
     )
     for trouble in troubles:
         console.print(trouble, style="red")

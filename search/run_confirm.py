@@ -6,7 +6,7 @@ from search.confirm import Retraining, judge, missing, plan, prepare_confirmatio
 from search.export import any_device
 from search.objective import load_objective
 from search.prepare import Prepared, join
-from search.run import Run, RunOptions, announce, run_workers
+from search.run import Launcher, RunOptions, announce, run_workers
 from search.run_export import export_confirmed
 from search.terminal import SafeConsole
 from studies.checkpoints import CheckpointDirectory, open_checkpoints
@@ -41,31 +41,31 @@ def confirm_study(
     opened = open_study(storage, name)
     check_objective(opened.config, trusted_objective)
     retrainings = plan(opened, top, seeds)
-    run = Run.of(storage, options)
+    launcher = Launcher.of(storage, options)
     searched = join(storage, name, options.root, source)
     load_objective(searched.opened.config.trial.objective)
     prepared = prepare_confirmation(storage, searched, retrainings)
     checkpoints = open_checkpoints(prepared.opened, options.root, options.checkpoints)
-    announce(run.console, prepared, options.url)
-    run.interruptions.install()
+    announce(launcher.console, prepared, options.url)
+    launcher.interruptions.install()
     troubles: list[str] = []
     if missing(prepared.opened, retrainings):
         here = source or prepared.opened.config.data.source
-        troubles = run_workers(run, prepared.opened, here)
+        troubles = run_workers(launcher, prepared.opened, here)
     for trouble in troubles:
-        run.console.print(trouble, style="red")
-    if run.interruptions.received:
-        run.console.print(f"stopped; to continue: {options.command}")
-        return run.interruptions.exit_code
-    lacking = run.patience.call(lambda: missing(prepared.opened, retrainings))
+        launcher.console.print(trouble, style="red")
+    if launcher.interruptions.received:
+        launcher.console.print(f"stopped; to continue: {options.command}")
+        return launcher.interruptions.exit_code
+    lacking = launcher.patience.call(lambda: missing(prepared.opened, retrainings))
     if lacking:
-        run.console.print(
+        launcher.console.print(
             f"{lacking} of {len(retrainings)} retrainings failed; to repeat them: "
             f"{options.command}",
         )
         return 1
     return _finish_confirmation(
-        run.console, searched.opened, prepared, checkpoints, options, retrainings
+        launcher.console, searched.opened, prepared, checkpoints, options, retrainings
     )
 
 

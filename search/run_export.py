@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from search.device import taken_device
-from search.export import Exported, any_device, best_record, export_best, export_trial
+from search.export import Exported, any_device, export_best, export_trial
 from search.prepare import Prepared, join
 from search.retrain import check_retrainable, export_retrained
 from studies.checkpoints import CheckpointDirectory, open_checkpoints
@@ -15,7 +15,7 @@ from studies.confirmation import Confirmation, confirmation_of, confirming_name
 from studies.export import check_output
 from studies.ownership import OwnedStorage
 from studies.results import CONFIRMS, rank, record
-from studies.study import open_study
+from studies.study import best_record, open_study
 
 logger = logging.getLogger(__name__)
 

@@ -36,6 +36,7 @@ from studies.patience import STORAGE_ERRORS, Patience, reason
 from studies.results import DEVICE, DIVERGED, ERROR, SEED, THREADS, WORKER
 from studies.storage import HEARTBEAT_SECONDS, quiet_optuna
 from studies.study import OpenedStudy
+from studies.text import readable
 
 POLL_SECONDS = 1.0
 """Between looks at the study while all trials are taken."""
@@ -163,7 +164,7 @@ class Worker:
             reports.attribute(key, f"{before}, then {value}" if both else value)
         with reports.parameters():
             parameters = suggest(trial, make_space(config.space))
-        logger.info("trial %d: %s", trial.number, parameters)
+        logger.info("trial %d: %s", trial.number, readable(parameters))
         return parameters, trial_context(config, self.data, self.device, seed)
 
     def _tidy(self) -> None:

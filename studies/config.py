@@ -20,6 +20,7 @@ from pydantic import (
 
 from data.errors import UserError
 from studies.text import shortened
+from studies.wording import LONGEST_SHOWN, in_words
 
 DEFAULT_OBJECTIVE = "model.train:train"
 SHIPPED_DIRECTORY = Path(__file__).parent
@@ -33,8 +34,6 @@ LARGEST_NUMBER = 2**53
 MOST_PARAMETERS = 1000
 MOST_CHOICES = 1000
 
-LONGEST_SHOWN = 200
-"""Characters of a wrong value in an error."""
 TOO_DEEP = "tables or lists stand too deeply in one another"
 
 Scalar = str | int | float | bool
@@ -292,13 +291,9 @@ def _first_error(error: ValidationError) -> str:
     # A parameter is a union; the name of the member that failed means nothing to the user.
     location = [str(part) for part in first["loc"] if not re.match(r"Range|tuple\[", str(part))]
     key = shortened(".".join(location), LONGEST_SHOWN)
-    message = str(first["msg"]).removeprefix("Value error, ")
+    message = in_words(first)
     if first["type"] == "extra_forbidden":
         message = "unknown key; known here are " + ", ".join(_known_keys(location[:-1]))
-    elif first["type"] == "missing":
-        message = "missing"
-    elif "input" in first and not isinstance(first["input"], dict) and "must" not in message:
-        message = f"{message}, but is {shortened(repr(first['input']), LONGEST_SHOWN)}"
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     return f"{key}: {message}{more}" if key else f"{message}{more}"
 

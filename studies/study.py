@@ -22,6 +22,7 @@ from studies.config import (
     differences,
     parse_study,
 )
+from studies.results import TrialRecord, rank, record
 from studies.storage import quiet_optuna
 
 CONFIG = "config"
@@ -224,6 +225,18 @@ def check_settings(opened: OpenedStudy, config: StudyConfig) -> None:
         )
 
 
+def continues(storage: BaseStorage, config: StudyConfig) -> bool:
+    """Whether there is a study of that name already.
+
+    Raises:
+        UserError: there is, with other settings; see `check_settings`.
+    """
+    is_there = exists(storage, config.name)
+    if is_there:
+        check_settings(open_study(storage, config.name), config)
+    return is_there
+
+
 def check_data(opened: OpenedStudy, data_digest: str) -> None:
     """Refuse data that are not those of the study.
 
@@ -271,6 +284,29 @@ def started_from(opened: OpenedStudy) -> str | None:
         return f"weighs the trials of study {stored['study']!r}"
     best = f"{stored['starts']} best" if stored["starts"] > 1 else "best"
     return f"starts from the {best} of study {stored['study']!r}"
+
+
+def best_record(opened: OpenedStudy) -> TrialRecord:
+    """The best trial.
+
+    Raises:
+        UserError: no trial is complete yet.
+    """
+    return ranked_records(opened)[0]
+
+
+def ranked_records(opened: OpenedStudy) -> list[TrialRecord]:
+    """The trials that can be exported, the best first.
+
+    Raises:
+        UserError: no trial is complete yet.
+    """
+    ranked = rank([record(trial) for trial in opened.study.get_trials(deepcopy=False)])
+    if not ranked:
+        raise UserError(
+            f"study {opened.config.name!r}: no trial is complete yet, so there is nothing to export"
+        )
+    return ranked
 
 
 def exists(storage: BaseStorage, name: str) -> bool:

@@ -6,9 +6,11 @@
 import os
 import re
 from collections.abc import Iterator, Mapping
+from typing import Any
 from urllib.parse import unquote
 
 MASK = "***"
+LONGEST_VALUE = 100  # characters of a parameter
 SECRETS = ("PGPASSWORD", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HPSEARCH_PROXY_TOKEN")
 """In the environment, beside what is in the storage's URL."""
 
@@ -32,6 +34,23 @@ def printable(text: str) -> str:
 def shortened(text: str, longest: int) -> str:
     """At most so many characters, with an ellipsis in place of more."""
     return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def counted(number: int, noun: str) -> str:
+    """For instance `1 trial`, `2 trials`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def readable(parameters: Mapping[str, Any]) -> str:
+    """Parameters on one line, numbers with four digits."""
+    return ", ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {_on_a_line(value)}"
+        for name, value in parameters.items()
+    )
+
+
+def _on_a_line(value: object) -> str:
+    return " ".join(shortened(str(value), LONGEST_VALUE).split())
 
 
 def masked_url(url: str) -> str:

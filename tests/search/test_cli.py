@@ -1,16 +1,22 @@
+import importlib
+import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import typer.main
 from typer.testing import CliRunner
 
+from data.errors import UserError
 from search.cli import DEFAULT_GRACE, DEFAULT_PATIENCE, DEFAULT_STORAGE, app
 from search.stop import GRACE_SECONDS
+from studies.config import load_study_file
 from studies.password import HASH_VARIABLE, PasswordHash
 from studies.patience import DEFAULT_SECONDS
-from studies.storage import DEFAULT_URL
+from studies.storage import DEFAULT_URL, open_storage
+from studies.study import create_or_continue
 
 
 def test_help_imports_neither_torch_nor_optuna() -> None:
@@ -72,3 +78,33 @@ def test_a_password_s_hash_is_printed_for_the_environment() -> None:
     assert name == HASH_VARIABLE
     assert PasswordHash.parse(text).matches("right")
     assert "right" not in result.stdout
+
+
+def test_the_version_is_printed() -> None:
+    result = CliRunner().invoke(app, ["--version"])
+    assert (result.exit_code, result.stdout) == (0, f"hpsearch {version('hpsearch')}\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "quickstart", "--set", "trial.epochs=0"], "trial.epochs: must be at least 1"),
+        (["run", "quickstart", "--set", "trial.epochs=11"], "trial.epochs: the study has 10"),
+        (["run", "nope"], "no study 'nope' in this storage; there: quickstart"),
+        (["export", "nope", "--output", "best"], "no study 'nope'"),
+        (["export", "quickstart", "--output", "best"], "no trial is complete yet"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_pytorch_is_imported(
+    arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"sqlite:///{tmp_path / 'a.db'}"
+    create_or_continue(
+        open_storage(url, create=True), load_study_file("quickstart"), "0" * 16, enqueued=[]
+    )
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("torch", "search")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "torch", None)  # An import of it is an error from here on.
+    cli = importlib.import_module("search.cli")
+    with pytest.raises(UserError, match=re.escape(said)):
+        typer.main.get_command(cli.app)([*arguments, "--storage", url], standalone_mode=False)

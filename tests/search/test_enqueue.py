@@ -32,7 +32,7 @@ def test_beyond_the_budget_it_says_what_runs_it(opened: OpenedStudy) -> None:
     enqueue_trial(opened, {"depth": 34})
     line = enqueue_trial(opened, {"depth": 18})
     assert line.endswith(
-        "the budget of 1 trials is taken: hpsearch run quickstart --trials 2 runs it"
+        "the budget of 1 trial is taken: hpsearch run quickstart --trials 2 runs it"
     )
 
 

@@ -18,14 +18,13 @@ from model.exported import load
 from model.train import train
 from model.trial import Diverged, EpochResult, TrialContext
 from search import retrain
-from search.export import best_record
 from search.prepare import Prepared
 from search.retrain import export_retrained
 from studies.config import load_study_file
 from studies.ownership import OwnedStorage
 from studies.results import BEST_EPOCH, SEED
 from studies.storage import open_storage
-from studies.study import create_or_continue
+from studies.study import best_record, create_or_continue
 
 Hpsearch = Callable[..., subprocess.CompletedProcess[str]]
 

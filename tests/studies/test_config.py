@@ -51,15 +51,21 @@ def test_what_is_left_out_has_the_documented_default(tmp_path: Path) -> None:
     [
         ('[sampler]\nnam = "gp"', "sampler.nam: unknown key; known here are name, startup_trials"),
         ("[colour]\nx = 1", "colour: unknown key; known here are name, seed"),
-        ('[sampler]\nname = "gpp"', "sampler.name: Input should be 'gp', 'tpe', 'random'"),
-        ('[trial]\nepochs = "ten"', "trial.epochs: Input should be a valid integer, but is 'ten'"),
-        ("[trial]\nepochs = 0", "trial.epochs: Input should be greater than or equal to 1"),
-        ("[data]\nvalidation_fraction = 1.5", "data.validation_fraction: Input should be less"),
-        ('[trial]\nobjective = "os.system"', "trial.objective: String should match pattern"),
+        (
+            '[sampler]\nname = "gpp"',
+            "sampler.name: must be 'gp', 'tpe', 'random' or 'grid'",
+        ),
+        ('[trial]\nepochs = "ten"', "trial.epochs: must be a whole number, but is 'ten'"),
+        ("[trial]\nepochs = 1.5", "trial.epochs: must be a whole number, but is 1.5"),
+        ("[trial]\ncompile = 1", "trial.compile: must be true or false, but is 1"),
+        ('[[pruner]]\nname = "none"', "pruner: must be a table, but is [{"),
+        ("[trial]\nepochs = 0", "trial.epochs: must be at least 1, but is 0"),
+        ("[data]\nvalidation_fraction = 1.5", "data.validation_fraction: must be below 1"),
+        ('[trial]\nobjective = "os.system"', "trial.objective: must be of the form"),
         ("[start]\nx = 1", "start: write each as a table of its own, below [[start]]"),
         ("[[start]]\nx = [1, 2]", "start.0.x: give one value: text, a number, or true/false"),
         ("[[start]]\nx = 1\n[[start]]\nx = nan", "start.1.x: give one value"),
-        ("[checkpoints]\nkeep = 0", "checkpoints.keep: Input should be greater"),
+        ("[checkpoints]\nkeep = 0", "checkpoints.keep: must be at least 1, but is 0"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_key(tmp_path: Path, line: str, said: str) -> None:

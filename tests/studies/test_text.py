@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from data.errors import UserError
 from studies.storage import masked, parse_url
-from studies.text import printable, shortened, without_passwords
+from studies.text import counted, printable, readable, shortened, without_passwords
 
 ENVIRONMENT = {
     "HPSEARCH_STORAGE": "postgresql://me:tell%20no-one@db/hpsearch",
@@ -58,3 +58,13 @@ def test_no_part_of_a_password_in_a_url_is_shown_however_it_is_written(password:
     except UserError as error:
         shown = str(error)
     assert "SECRET" not in shown
+
+
+def test_parameters_are_shown_on_one_line_with_four_digits() -> None:
+    parameters = {"rate": 0.012345678901, "size": 128, "optimizer": "sgd", "note": "a\n" * 100}
+    assert readable(parameters).startswith("rate 0.01235, size 128, optimizer sgd, note a a a ")
+    assert len(readable(parameters)) < 200
+
+
+def test_one_is_not_several() -> None:
+    assert [counted(number, "trial") for number in (0, 1, 2)] == ["0 trials", "1 trial", "2 trials"]

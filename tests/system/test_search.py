@@ -66,7 +66,7 @@ def test_a_search_ends_with_exactly_its_trials_and_the_best_model(
     second = hpsearch("run", study_file, "--workers", 2, HPSEARCH_STORAGE=storage_url)
     assert second.returncode == 0, second.stderr
     assert "study 'tiny' continues" in second.stdout
-    assert "1 trials finished so far" in second.stdout
+    assert "1 trial finished so far" in second.stdout
 
     found = status("tiny", storage_url)
     assert found["finished"] == 6
