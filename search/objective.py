@@ -20,8 +20,9 @@ from search.reports import Reports
 from search.saver import Saver
 from search.space import Space, examples
 from search.stop import Stopped, StopRequest
-from studies.checkpoints import CheckpointDirectory
+from studies.checkpoints import CheckpointDirectory, Resumable
 from studies.config import DEFAULT_OBJECTIVE, Range, StudyConfig
+from studies.patience import Patience, StorageLost
 from studies.results import BEST_EPOCH, EPOCHS_BEFORE, IMAGES_PER_SECOND
 from studies.text import without_passwords
 
@@ -49,6 +50,29 @@ class Outcome:
     """Validation accuracy after each epoch, in [0, 1]."""
     reason: str | None = None
     """Why it diverged or failed."""
+
+
+class CheckpointsLost(StorageLost):
+    """What a trial was to go on from could not be reached for too long; it is as it was."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """All that one trial is run with."""
+
+    number: int
+    parameters: Mapping[str, Any]
+    objective: Objective
+    context: TrialContext
+    checkpoints: CheckpointDirectory
+    stop: StopRequest
+    reports: Reports
+    patience: Patience
+    """For the place of the checkpoints, when the trial is to go on."""
+    is_new: bool = False
+    """Whether no worker has had it before: there is nothing to go on from."""
+    may_prune: bool = True
+    """False for a trial that is to be complete, whatever the pruner says."""
 
 
 def load_objective(name: str) -> Objective:
@@ -126,63 +150,52 @@ def trial_context(
     )
 
 
-def run_trial(
-    trial: Trial,
-    parameters: Mapping[str, Any],
-    objective: Objective,
-    context: TrialContext,
-    checkpoints: CheckpointDirectory,
-    stop: StopRequest,
-    reports: Reports,
-    may_prune: bool = True,
-) -> Outcome:
+def run_trial(run: Run) -> Outcome:
     """Train one trial and report each epoch; what becomes of the trial is for the caller to tell.
 
-    One that was interrupted goes on after its last epoch, if its checkpoints are here. While the
-    database does not answer it is trained on, and judged and reported later.
-
-    Args:
-        may_prune: False for a trial that is to be complete, whatever the pruner says.
+    One that was interrupted goes on after its last epoch, if its checkpoints are here; a place that
+    does not answer is waited for. While the database does not answer the trial is trained on, and
+    judged and reported later.
 
     Raises:
         NotOwned: the trial is another worker's by now.
+        CheckpointsLost: their place has not answered for too long, or there is no time to wait.
         StorageLost: the database has not answered for too long.
         Exception: of the storage. What the objective raises is an outcome, not an exception.
     """
-    with Saver(checkpoints, trial.number) as saver:
-        outcome = _run_epochs(
-            trial.number,
-            parameters,
-            objective,
-            context,
-            checkpoints,
-            saver,
-            stop,
-            reports,
-            may_prune,
-        )
-        reports.deliver_all()
+    with Saver(run.checkpoints, run.number) as saver:
+        outcome = _run_epochs(run, saver)
+        run.reports.deliver_all()
         saver.write()
     return outcome
 
 
-def _run_epochs(
-    number: int,
-    parameters: Mapping[str, Any],
-    objective: Objective,
-    context: TrialContext,
-    checkpoints: CheckpointDirectory,
-    saver: Saver,
-    stop: StopRequest,
-    reports: Reports,
-    may_prune: bool,
-) -> Outcome:
+def _left_behind(run: Run) -> tuple[Resumable | None, float]:
+    """Where a trial can be taken up again, and the accuracy of its weights there."""
+    if run.is_new:
+        return None, -1.0
+
+    def read() -> tuple[Resumable | None, float]:
+        resumable = run.checkpoints.load_state(run.number)
+        if resumable is None:
+            return None, -1.0
+        return resumable, run.checkpoints.accuracy_of(run.number, max(resumable.accuracies))
+
+    try:
+        with run.stop.interruptible():
+            return run.patience.call(read, lambda: not run.stop.requested)
+    except StorageLost as error:
+        raise CheckpointsLost(str(error)) from error
+    except Stopped as error:
+        raise CheckpointsLost("the checkpoints have not been read yet") from error
+
+
+def _run_epochs(run: Run, saver: Saver) -> Outcome:
+    number, context, stop, reports = run.number, run.context, run.stop, run.reports
     accuracies: list[float] = []
-    kept = -1.0  # The accuracy of the weights on the disk, or on the way there.
-    resumable = checkpoints.load_state(number)
+    resumable, kept = _left_behind(run)  # The accuracy of the weights on the disk, or on the way.
     if resumable:
         accuracies.extend(resumable.accuracies)
-        kept = checkpoints.accuracy_of(number, max(accuracies))
         context = replace(context, resume=resumable.state)
         logger.info("trial %d: goes on after epoch %d", number, len(accuracies))
         reports.attribute(EPOCHS_BEFORE, len(accuracies))
@@ -194,7 +207,7 @@ def _run_epochs(
     while len(accuracies) < context.epochs:
         try:
             with stop.interruptible():
-                epochs = epochs or objective(parameters, context)
+                epochs = epochs or run.objective(run.parameters, context)
                 result = next(epochs)
         except Stopped:
             return Outcome(End.INTERRUPTED, tuple(accuracies))
@@ -244,7 +257,7 @@ def _run_epochs(
         if last:
             break
         # The pruner is asked in any case: it may take note of who reached an epoch.
-        if reports.is_hopeless(result.epoch) and may_prune:
+        if reports.is_hopeless(result.epoch) and run.may_prune:
             return Outcome(End.PRUNED, tuple(accuracies))
         if stop.requested:
             return Outcome(End.INTERRUPTED, tuple(accuracies))

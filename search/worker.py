@@ -22,7 +22,16 @@ from search.budget import MOST_FAILURES_IN_A_ROW, Turn, check_failures, claim
 from search.device import device_name, free_memory
 from search.enqueue import TOKEN
 from search.lost import LostTrials
-from search.objective import End, Objective, Outcome, run_trial, suggest, trial_context
+from search.objective import (
+    CheckpointsLost,
+    End,
+    Objective,
+    Outcome,
+    Run,
+    run_trial,
+    suggest,
+    trial_context,
+)
 from search.prepare import first_trials
 from search.pruners import Reached
 from search.reports import Reports
@@ -68,7 +77,7 @@ class Worker:
 
         Raises:
             UserError: trial after trial fails.
-            StorageLost: the database has not answered for too long.
+            StorageLost: the database, or the checkpoints' place, has not answered for too long.
         """
         config, study = self.opened.config, self.opened.study
         seed = derived_seed(config.seed, socket.gethostname(), os.getpid(), time.time_ns())
@@ -124,6 +133,7 @@ class Worker:
                 may_wait,
                 lambda: self.storage.holds(trial._trial_id),
             )
+            is_new = WORKER not in trial.user_attrs
             parameters, context = self.patience.call(lambda: self._begin(trial, reports), may_wait)
             reports.deliver_all()
             # A configuration of the user's own is one whose result is wanted.
@@ -131,16 +141,25 @@ class Worker:
             asked_for = (
                 trial.number < len(first_trials(config, config.name)) or TOKEN in trial.user_attrs
             )
-            outcome = run_trial(
-                trial,
-                parameters,
-                self.objective,
-                context,
-                self.checkpoints,
-                self.stop,
-                reports,
+            run = Run(
+                number=trial.number,
+                parameters=parameters,
+                objective=self.objective,
+                context=context,
+                checkpoints=self.checkpoints,
+                stop=self.stop,
+                reports=reports,
+                patience=self.patience,
+                is_new=is_new,
                 may_prune=not asked_for,
             )
+            try:
+                outcome = run_trial(run)
+            except CheckpointsLost:
+                # Another worker may reach them.
+                self.patience.call(lambda: self.storage.hand_back(trial._trial_id), may_wait)
+                logger.warning("trial %d: handed back as it was", trial.number)
+                raise
             if outcome.reason is not None:
                 key = DIVERGED if outcome.end is End.DIVERGED else ERROR
                 reports.attribute(key, outcome.reason)

@@ -8,7 +8,8 @@ import io
 import logging
 import pickle
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from data.errors import UserError
 from data.weights import packed, unpacked
+from studies.patience import Unreachable
 from studies.results import TrialRecord, rank
 from studies.stores import Folder, Store, open_store
 from studies.study import OpenedStudy
@@ -77,10 +79,14 @@ class CheckpointDirectory:
         """The accuracy of a trial's weights if it is the expected one, else one below all.
 
         A worker that dies between two files leaves weights of an epoch that the state has not.
+
+        Raises:
+            Unreachable: they may be there, but cannot be read at the moment.
         """
         try:
-            found = self.load(trial_number).validation_accuracy
-        except UserError:
+            with _reaching():
+                found = self._load(trial_number).validation_accuracy
+        except (FileNotFoundError, ValueError, LookupError):
             return -1.0
         return found if found == expected else -1.0
 
@@ -90,15 +96,9 @@ class CheckpointDirectory:
         Raises:
             UserError: there is none, it is damaged, or it cannot be read.
         """
-        name = weights_name(trial_number)
-        location = self.store.location(name)
+        location = self.store.location(weights_name(trial_number))
         try:
-            weights, metadata = unpacked(self.store.read(name))
-            if metadata["trial"] != str(trial_number):
-                raise ValueError(f"it is of trial {metadata['trial']}")
-            return Checkpoint(
-                weights, int(metadata["epoch"]), float(metadata["validation_accuracy"])
-            )
+            return self._load(trial_number)
         except FileNotFoundError:
             raise UserError(
                 f"{location}: no checkpoint of trial {trial_number} here; run this where the "
@@ -108,6 +108,12 @@ class CheckpointDirectory:
             raise UserError(f"{location}: cannot be read ({error.strerror})") from error
         except (ValueError, LookupError) as error:
             raise UserError(f"{location}: a damaged checkpoint ({error})") from error
+
+    def _load(self, trial_number: int) -> Checkpoint:
+        weights, metadata = unpacked(self.store.read(weights_name(trial_number)))
+        if metadata["trial"] != str(trial_number):
+            raise ValueError(f"it is of trial {metadata['trial']}")
+        return Checkpoint(weights, int(metadata["epoch"]), float(metadata["validation_accuracy"]))
 
     def save_state(self, trial_number: int, resumable: Resumable) -> None:
         """Write where a trial can be taken up again; the state before it stays, older ones go.
@@ -132,34 +138,35 @@ class CheckpointDirectory:
             self.store.remove(states[other])
 
     def load_state(self, trial_number: int) -> Resumable | None:
-        """Where a trial can be taken up again; None if it has to begin anew."""
-        try:
+        """Where a trial can be taken up again; None if it has to begin anew.
+
+        That is so if there is no state, or none that is whole.
+
+        Raises:
+            Unreachable: there may be one, but it cannot be read at the moment.
+        """
+        with _reaching():
             states = self._states(trial_number)
-        except OSError as error:
-            logger.warning(
-                "trial %d begins anew: %s: %s", trial_number, error.filename, error.strerror
-            )
-            return None
         for epoch in sorted(states, reverse=True):
             try:
-                return _resumable(self.store.read(states[epoch]), trial_number, epoch)
+                with _reaching():
+                    content = self.store.read(states[epoch])
+                return _resumable(content, trial_number, epoch)
             except FileNotFoundError:
                 continue
             except (
-                OSError,
                 ValueError,
                 LookupError,
                 TypeError,
                 RuntimeError,
                 pickle.UnpicklingError,
             ) as error:
-                reason = error.strerror if isinstance(error, OSError) else error
                 logger.warning(
                     "trial %d: its state after epoch %d cannot be used: %s: %s",
                     trial_number,
                     epoch,
                     self.store.location(states[epoch]),
-                    str(reason).partition("\n")[0],
+                    str(error).partition("\n")[0],
                 )
         if states:
             logger.warning("trial %d begins anew: no state of it can be used", trial_number)
@@ -199,6 +206,17 @@ class CheckpointDirectory:
             logger.warning(
                 "what is of no more use cannot be removed: %s: %s", error.filename, error.strerror
             )
+
+
+@contextmanager
+def _reaching() -> Iterator[None]:
+    """Tell what is missing from what is only out of reach."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise Unreachable(f"{error.filename}: {error.strerror}") from error
 
 
 def weights_name(trial_number: int) -> str:

@@ -1,7 +1,8 @@
 """What to do when the database does not answer: what passes by itself, and how long to wait for it.
 
 PostgreSQL restarts or fails over, a network drops out, SQLite is locked by others. Every process of
-a search meets that with a `Patience`.
+a search meets that with a `Patience`; so it does when the checkpoints are out of reach that a trial
+goes on from.
 """
 
 import logging
@@ -50,11 +51,18 @@ STORAGE_ERRORS = (SQLAlchemyError, optuna.exceptions.StorageInternalError)
 
 T = TypeVar("T")
 
+
+class Unreachable(Exception):
+    """Files of a study are where nobody can read them at the moment. They may well be whole."""
+
+
+WAITED_FOR = (*STORAGE_ERRORS, Unreachable)
+
 logger = logging.getLogger(__name__)
 
 
 class StorageLost(Exception):
-    """The database did not answer for longer than the patience lasts."""
+    """The database, or the checkpoints' place, did not answer for longer than patience lasts."""
 
 
 class ProxyFailure(optuna.exceptions.StorageInternalError):
@@ -76,7 +84,7 @@ def is_transient(error: BaseException) -> bool:
     found = _database_error(error)
     if isinstance(found, ProxyFailure):
         return found.is_transient
-    if isinstance(found, NoFreeConnection):
+    if isinstance(found, NoFreeConnection | Unreachable):
         return True
     if not isinstance(found, DBAPIError):
         return False
@@ -129,7 +137,7 @@ class Patience:
         while True:
             try:
                 result = function()
-            except STORAGE_ERRORS as error:
+            except WAITED_FOR as error:
                 self._failed(error)
                 if not may_wait():
                     raise StorageLost(f"the storage does not answer ({self.trouble})") from error

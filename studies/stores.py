@@ -61,7 +61,10 @@ class Folder:
         return str(self.path / name)
 
     def names(self) -> list[str]:
-        return os.listdir(self.path) if self.path.is_dir() else []
+        try:
+            return os.listdir(self.path)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
 
     def read(self, name: str) -> bytes:
         return (self.path / name).read_bytes()

@@ -1,4 +1,5 @@
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from data.dataset import load_dataset
 from data.errors import UserError
 from data.split import split_for_training
 from model.trial import Diverged, EpochResult, TrialContext
-from search.objective import End, Objective, Outcome, load_objective, run_trial
+from search.objective import End, Objective, Outcome, Run, load_objective, run_trial
 from search.reports import Reports
 from search.stop import StopRequest
 from studies.checkpoints import Checkpoint, CheckpointDirectory, Resumable
@@ -68,8 +69,10 @@ def run_on(
         for key, value in attributes.items():
             trial.storage.set_trial_user_attr(trial._trial_id, key, value)
 
-    reports = Reports(trial, write, Patience(0), may_wait=lambda: True, holds=lambda: True)
-    return run_trial(trial, {}, objective, context, checkpoints, stop, reports, may_prune)
+    patience = Patience(0)
+    reports = Reports(trial, write, patience, may_wait=lambda: True, holds=lambda: True)
+    run = Run(trial.number, {}, objective, context, checkpoints, stop, reports, patience)
+    return run_trial(replace(run, may_prune=may_prune))
 
 
 def run(

@@ -1,5 +1,6 @@
 import itertools
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,9 @@ from search.worker import Worker
 from studies.checkpoints import open_checkpoints
 from studies.config import load_study_file
 from studies.ownership import OwnedStorage
-from studies.patience import Patience
+from studies.patience import Patience, StorageLost
 from studies.storage import open_database, open_storage
+from studies.stores import Folder
 from studies.study import create_or_continue
 
 
@@ -82,27 +84,74 @@ def test_the_notebook_s_configuration_and_the_starts_are_never_pruned(
     assert states == [*[TrialState.COMPLETE] * 6, TrialState.PRUNED]
 
 
-def test_what_a_trial_needs_to_go_on_is_there_until_it_has_ended(
-    storage: OwnedStorage, tmp_path: Path, data_cache: Path
-) -> None:
+@pytest.fixture
+def interrupted(storage: OwnedStorage, tmp_path: Path, data_cache: Path) -> Worker:
+    """A worker whose first trial was handed back after its third epoch; it may go on."""
     stop = StopRequest()
 
-    def interrupted(_: Mapping[str, Any], context: TrialContext) -> Iterator[EpochResult]:
+    def train(_: Mapping[str, Any], context: TrialContext) -> Iterator[EpochResult]:
         before = context.resume["epoch"] if context.resume else 0
         for epoch in range(before + 1, context.epochs + 1):
             if epoch == 3 and not before:
                 stop._handle(2, None)
             yield EpochResult(epoch, 0.1, 1.0, 1000.0, {}, {"epoch": epoch})
 
-    worker = replace(
-        make_worker(storage, tmp_path, data_cache, {}), objective=interrupted, stop=stop
-    )
+    worker = replace(make_worker(storage, tmp_path, data_cache, {}), objective=train, stop=stop)
     worker.work()
+    return replace(worker, stop=StopRequest())
+
+
+def test_what_a_trial_needs_to_go_on_is_there_until_it_has_ended(interrupted: Worker) -> None:
+    store = interrupted.checkpoints.store
     newest_and_before = {"trial-00000-epoch-00002.state", "trial-00000-epoch-00003.state"}
-    assert set(worker.checkpoints.store.names()) == {"trial-00000.safetensors", *newest_and_before}
-    replace(worker, stop=StopRequest()).work()
-    assert {trial.state for trial in worker.opened.study.trials} == {TrialState.COMPLETE}
-    assert all(name.endswith(".safetensors") for name in worker.checkpoints.store.names())
+    assert set(store.names()) == {"trial-00000.safetensors", *newest_and_before}
+    interrupted.work()
+    assert {trial.state for trial in interrupted.opened.study.trials} == {TrialState.COMPLETE}
+    assert all(name.endswith(".safetensors") for name in store.names())
+
+
+def put_out_of_reach(worker: Worker) -> Callable[[], None]:
+    """Let the folder of the checkpoints be there, but not answer.
+
+    Returns:
+        What puts it back.
+    """
+    assert isinstance(worker.checkpoints.store, Folder)
+    folder = worker.checkpoints.store.path
+    elsewhere = folder.rename(folder.with_name("elsewhere"))
+    folder.symlink_to(folder.name)
+
+    def put_back() -> None:
+        folder.unlink()
+        elsewhere.rename(folder)
+
+    return put_back
+
+
+def test_a_trial_that_is_to_go_on_waits_for_its_checkpoints(
+    interrupted: Worker, caplog: pytest.LogCaptureFixture
+) -> None:
+    timer = threading.Timer(0.7, put_out_of_reach(interrupted))
+    timer.start()
+    with caplog.at_level("INFO"):
+        replace(interrupted, patience=Patience(60)).work()
+    assert "Too many levels of symbolic links); trying again for 60 s" in caplog.text
+    assert "trial 0: goes on after epoch 3" in caplog.messages
+    assert interrupted.opened.study.trials[0].state == TrialState.COMPLETE
+
+
+def test_one_that_has_waited_for_too_long_is_handed_back_as_it_was(interrupted: Worker) -> None:
+    names = interrupted.checkpoints.store.names()
+    put_back = put_out_of_reach(interrupted)
+    for patience, stop in ((Patience(0), StopRequest()), (Patience(60), interrupted.stop)):
+        if patience.seconds:
+            threading.Timer(0.7, stop._handle, (2, None)).start()
+        with pytest.raises(StorageLost, match="Too many levels of symbolic links"):
+            replace(interrupted, patience=patience, stop=stop).work()
+        trial = interrupted.opened.study.trials[0]
+        assert (trial.state, len(trial.intermediate_values)) == (TrialState.WAITING, 3)
+    put_back()
+    assert sorted(interrupted.checkpoints.store.names()) == sorted(names)
 
 
 def test_the_sampler_weighs_the_trials_of_the_study_that_this_one_started_from(

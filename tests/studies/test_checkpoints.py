@@ -2,6 +2,7 @@ import io
 import os
 import pickle
 from collections.abc import Callable
+from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import torch
 
 from data.errors import UserError
 from studies.checkpoints import Checkpoint, CheckpointDirectory, Resumable, superfluous
+from studies.patience import Unreachable
 from studies.results import TrialRecord
 from studies.stores import Folder, open_store
+from tests.s3 import new_bucket, s3_server
 
 WEIGHTS = {"a": torch.arange(6.0).reshape(2, 3), "steps": torch.tensor(7)}
 
@@ -187,6 +190,39 @@ def test_no_changed_bit_of_a_checkpoint_goes_unnoticed(tmp_path: Path) -> None:
         directory.store.write("trial-00003.safetensors", flipped(content, place))
         with pytest.raises(UserError, match="damaged"):
             directory.load(3)
+
+
+@pytest.mark.parametrize("place", ["folder", "s3"])
+def test_what_is_out_of_reach_is_neither_missing_nor_damaged(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a trial of many epochs; it must not begin anew."""
+    with ExitStack() as stack:
+        if place == "folder":
+            directory = CheckpointDirectory(Folder(tmp_path / "loop"))
+            (tmp_path / "loop").symlink_to("loop")
+            reason = f"{tmp_path / 'loop'}.*: Too many levels of symbolic links"
+        else:
+            process, url = stack.enter_context(s3_server())
+            bucket = new_bucket(url, monkeypatch)
+            directory = CheckpointDirectory(open_store(bucket, "flowers", to_write=True))
+            process.kill()
+            process.wait()
+            reason = f"{bucket}/flowers/.*: Could not connect"
+        with pytest.raises(Unreachable, match=reason):
+            directory.load_state(3)
+        with pytest.raises(Unreachable, match=reason):
+            directory.accuracy_of(3, 0.5)
+
+
+def test_a_state_that_the_disk_does_not_give_is_not_stepped_over(tmp_path: Path) -> None:
+    directory = CheckpointDirectory(Folder(tmp_path))
+    save_states(directory, 3, 1, 2)
+    newest = tmp_path / "trial-00003-epoch-00002.state"
+    newest.unlink()
+    newest.symlink_to(newest.name)
+    with pytest.raises(Unreachable, match=f"{newest}: "):
+        directory.load_state(3)
 
 
 class Harmful:
