@@ -104,8 +104,12 @@ def withdraw(storage: OwnedStorage, trial_id: int) -> None:
 def check_failures(last: Sequence[Ended]) -> None:
     """Stop a search in which nothing works.
 
+    A trial whose workers were lost does not count, neither way: that they were killed says nothing
+    of the trials between, and a configuration that kills is one configuration.
+
     Args:
-        last: the `MOST_FAILURES_IN_A_ROW` trials that ended last, the last first.
+        last: the `MOST_FAILURES_IN_A_ROW` trials that ended last, the last first, but for those
+            whose workers were lost; see `OwnedStorage.last_ended`.
 
     Raises:
         UserError: they have all failed with an error of their own.

@@ -1,16 +1,29 @@
 """Writing a trial's checkpoints while its next epoch is trained."""
 
 import logging
-import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
 from torch import Tensor
 
 from model.trial import EpochResult
-from studies.checkpoints import Checkpoint, CheckpointDirectory, Resumable
+from studies.checkpoints import (
+    Checkpoint,
+    CheckpointDirectory,
+    Resumable,
+    state_name,
+    weights_name,
+)
+from studies.text import shortened
+
+WITHOUT_WEIGHTS = "trial %d: the checkpoint %s cannot be written (%s); the trial goes on without"
+WITHOUT_STATE = (
+    "trial %d: its state cannot be written (%s: %s); an interruption would cost it more than an "
+    "epoch"
+)
 
 logger = logging.getLogger(__name__)
 
@@ -19,11 +32,12 @@ class Saver:
     """Writes one epoch's files at a time, in a thread; leaving the context waits for the last.
 
     What is kept can be written later, or never, if the trial is another worker's by then. What
-    cannot be written is warned of, and the trial goes on.
+    cannot be written, whatever the reason, is warned of, and the trial goes on.
     """
 
     def __init__(self, checkpoints: CheckpointDirectory, trial_number: int) -> None:
         self._checkpoints, self._number = checkpoints, trial_number
+        self._weights = weights_name(trial_number)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="saver")
         self._checkpoint: Checkpoint | None = None
         self._resumable: Resumable | None = None
@@ -46,10 +60,12 @@ class Saver:
         The next epoch changes them.
         """
         if best:
-            weights = _copied(result.weights)
-            self._checkpoint = Checkpoint(weights, result.epoch, result.validation_accuracy)
+            with self._warning(self._weights, WITHOUT_WEIGHTS):
+                weights = _copied(result.weights)
+                self._checkpoint = Checkpoint(weights, result.epoch, result.validation_accuracy)
         if accuracies is not None and result.state is not None:
-            self._resumable = Resumable(accuracies, _copied(result.state))
+            with self._warning(state_name(self._number, len(accuracies)), WITHOUT_STATE):
+                self._resumable = Resumable(accuracies, _copied(result.state))
 
     def write(self) -> None:
         """Begin to write what is kept, once what was written before is on the disk."""
@@ -60,25 +76,24 @@ class Saver:
 
     def _write(self, checkpoint: Checkpoint | None, resumable: Resumable | None) -> None:
         if checkpoint:
-            try:
+            with self._warning(self._weights, WITHOUT_WEIGHTS):
                 self._checkpoints.save(self._number, checkpoint)
-            except OSError as error:
-                logger.warning(
-                    "trial %d: the checkpoint %s cannot be written (%s); the trial goes on without",
-                    self._number,
-                    error.filename,
-                    error.strerror,
-                )
         if resumable:
-            try:
+            with self._warning(state_name(self._number, len(resumable.accuracies)), WITHOUT_STATE):
                 self._checkpoints.save_state(self._number, resumable)
-            except (OSError, TypeError, AttributeError, pickle.PicklingError) as error:
-                logger.warning(
-                    "trial %d: its state cannot be written (%s); an interruption would cost it "
-                    "more than an epoch",
-                    self._number,
-                    f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error,
-                )
+
+    @contextmanager
+    def _warning(self, name: str, message: str) -> Iterator[None]:
+        """Let no error through: what is written is of the user's making, and so is the place."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001
+            # Of a file beside it, maybe, which could not be removed.
+            where = error.filename if isinstance(error, OSError) else None
+            why = error.strerror if isinstance(error, OSError) else None
+            where = where or self._checkpoints.store.location(name)
+            why = why or shortened(f"{type(error).__name__}: {' '.join(str(error).split())}", 300)
+            logger.warning(message, self._number, where, why)
 
 
 def _copied(value: Any) -> Any:

@@ -130,7 +130,7 @@ class CheckpointDirectory:
         torch.save({**fields, "state": resumable.state}, file)
         content = file.getbuffer()
         content[:DIGEST_SIZE] = sha256(content[DIGEST_SIZE:]).digest()
-        self.store.write(f"trial-{trial_number:05d}-epoch-{epoch:05d}.state", content)
+        self.store.write(state_name(trial_number, epoch), content)
         states = self._states(trial_number)
         # One of a later epoch is of an attempt that could not go on, and was begun anew.
         kept = sorted((other for other in states if other <= epoch), reverse=True)[:STATES]
@@ -221,6 +221,10 @@ def _reaching() -> Iterator[None]:
 
 def weights_name(trial_number: int) -> str:
     return f"trial-{trial_number:05d}.safetensors"
+
+
+def state_name(trial_number: int, epoch: int) -> str:
+    return f"trial-{trial_number:05d}-epoch-{epoch:05d}.state"
 
 
 def _resumable(content: bytes, trial_number: int, epoch: int) -> Resumable:

@@ -265,6 +265,8 @@ class OwnedStorage(BaseStorage):
     def last_ended(self, study_id: int, since: int, most: int) -> list[Ended]:
         """The trials from a number on that ended last, the last first.
 
+        One that has failed because too many workers were lost is left out.
+
         Args:
             most: how many.
         """

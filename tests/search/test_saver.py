@@ -1,0 +1,45 @@
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from model.trial import EpochResult
+from search.saver import Saver
+from studies.checkpoints import CheckpointDirectory
+from studies.stores import Folder
+
+
+def result(weights: Mapping[str, Any], state: Mapping[str, Any] | None = None) -> EpochResult:
+    return EpochResult(1, 0.5, 1.0, 1000.0, weights, state)
+
+
+class Pair(NamedTuple):
+    first: int
+    second: int
+
+
+@pytest.mark.parametrize("weights", [{"a": 0.5}, {1: torch.ones(1)}, {"a": Pair(1, 2)}])
+def test_weights_that_are_none_are_warned_of_and_end_no_worker(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, weights: Mapping[str, Any]
+) -> None:
+    """Nor do they go unsaid when they are the last."""
+    with Saver(CheckpointDirectory(Folder(tmp_path)), 3) as saver:
+        for _ in range(2):
+            saver.keep(result(weights, {"epoch": 1}), best=True, accuracies=(0.5,))
+            saver.write()
+    warnings = [message for message in caplog.messages if message.startswith("trial 3: the checkp")]
+    assert len(warnings) == 2
+    assert f"the checkpoint {tmp_path / 'trial-00003.safetensors'} cannot be written" in warnings[1]
+    assert CheckpointDirectory(Folder(tmp_path)).load_state(3) is not None, "it is written still"
+
+
+def test_a_state_that_cannot_be_copied_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Saver(CheckpointDirectory(Folder(tmp_path)), 3) as saver:
+        saver.keep(result({}, {"pair": Pair(1, 2)}), best=False, accuracies=(0.5,))
+        saver.write()
+    (message,) = caplog.messages
+    assert f"written ({tmp_path / 'trial-00003-epoch-00001.state'}: TypeError: " in message
