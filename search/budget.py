@@ -12,7 +12,7 @@ from enum import Enum, auto
 from typing import Protocol, TypeVar
 
 from optuna.study import Study
-from optuna.trial import Trial, TrialState
+from optuna.trial import TrialState
 
 from data.errors import UserError
 from studies.ownership import OwnedStorage
@@ -66,39 +66,36 @@ def next_turn(trials: Sequence[Numbered], limit: int | None, may_create: bool) -
     return Turn.WAIT if any(trial.state in unfinished for trial in taken) else Turn.DONE
 
 
-def claim(study: Study, storage: OwnedStorage, limit: int | None, may_create: bool) -> Trial | Turn:
-    """A trial to run, which no other worker has, or what to do instead."""
+def claim(study: Study, storage: OwnedStorage, limit: int | None, may_create: bool) -> int | Turn:
+    """A trial to run, which no other worker has, or what to do instead.
+
+    Returns:
+        Its identity in the database: before a `Trial` is made of it, the sampler is asked, and
+        that may take its time.
+    """
     study_id = study._study_id
     while True:
         if storage.may_have_created() and (created := storage.create(study_id, limit)) is not None:
-            return _read(study, storage, created)
+            return created
         ended, trials = storage.open_trials(study_id)
         left = None if limit is None else max(limit - ended, 0)
         for trial in budgeted(trials, left):
             free = trial.state == TrialState.WAITING or storage.may_have_taken(trial.trial_id)
             if free and storage.take(trial.trial_id):
-                return _read(study, storage, trial.trial_id)
+                return trial.trial_id
         turn = next_turn(trials, left, may_create)
         if turn is not Turn.NEW:
             return turn
         created = storage.create(study_id, limit)
         if created is not None:
-            return _read(study, storage, created)
-
-
-def _read(study: Study, storage: OwnedStorage, trial_id: int) -> Trial:
-    """A trial of ours; if it cannot be read at the moment, the next claim finds it."""
-    try:
-        return Trial(study, trial_id)
-    except Exception:
-        storage.doubt(trial_id)
-        raise
+            return created
 
 
 def withdraw(storage: OwnedStorage, trial_id: int) -> None:
     """Let no worker take this waiting trial any more; one that has taken it keeps it."""
     if storage.take(trial_id):
         storage.set_trial_state_values(trial_id, TrialState.FAIL)
+        storage.forget(trial_id)
 
 
 def check_failures(last: Sequence[Ended]) -> None:

@@ -45,6 +45,6 @@ class LostTrials:
         for (trial_id, owner), since in self._suspected.items():
             if now - since < SUSPICION_SECONDS:
                 continue
-            if self._storage.take_away(trial_id, owner, self._retries, reason):
+            if self._storage.take_away(trial_id, owner, self._retries, reason, if_silent=True):
                 number = self._storage.get_trial(trial_id).number
                 logger.warning("trial %d: its worker was lost (%s)", number, reason)

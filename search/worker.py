@@ -92,21 +92,14 @@ class Worker:
                 logger.info("the time is up")
                 return
             claimed = self.patience.call(lambda: self._next(trials_before), self._may_wait)
-            if isinstance(claimed, Trial):
-                try:
-                    self._run(claimed)
-                except (NotOwned, optuna.exceptions.UpdateFinishedTrialError):
-                    # Its heartbeat stopped for too long, for instance while a laptop was asleep.
-                    logger.warning(
-                        "trial %d: this worker was taken for dead; another has it now",
-                        claimed.number,
-                    )
-            elif claimed is Turn.WAIT:
+            if claimed is Turn.WAIT:
                 time.sleep(POLL_SECONDS)
-            else:
+            elif isinstance(claimed, Turn):
                 return
+            else:
+                self._have(claimed)
 
-    def _next(self, trials_before: int) -> Trial | Turn:
+    def _next(self, trials_before: int) -> int | Turn:
         config, study = self.opened.config, self.opened.study
         with quiet_optuna():
             self.lost_trials.take_back()
@@ -120,51 +113,69 @@ class Worker:
         """Whether there is time to wait for the database."""
         return not self.stop.requested
 
+    def _have(self, trial_id: int) -> None:
+        """Run a trial that was claimed. From here on its heart beats."""
+        try:
+            with beating_heart(self.storage, trial_id, self.lost_trials):
+                self._run(self.patience.call(lambda: self._trial(trial_id), self._may_wait))
+        except (NotOwned, optuna.exceptions.UpdateFinishedTrialError):
+            # Its heartbeat stopped for too long, for instance while a laptop was asleep.
+            trial = self.patience.call(lambda: self.storage.get_trial(trial_id), self._may_wait)
+            logger.warning(
+                "trial %d: this worker was taken for dead; another has it now", trial.number
+            )
+        finally:
+            self.storage.forget(trial_id)
+
+    def _trial(self, trial_id: int) -> Trial:
+        """To make one, a sampler may read the whole study, as Optuna's for a grid does."""
+        with quiet_optuna():
+            return Trial(self.opened.study, trial_id)
+
     def _run(self, trial: Trial) -> None:
         # Once asked to stop, what there is to say is still said within the grace period.
         def may_wait() -> bool:
             return not self.stop.is_over
 
-        with beating_heart(self.storage, trial._trial_id, self.lost_trials):
-            reports = Reports(
-                trial,
-                partial(self.storage.report, trial._trial_id),
-                self.patience,
-                may_wait,
-                lambda: self.storage.holds(trial._trial_id),
-            )
-            is_new = WORKER not in trial.user_attrs
-            parameters, context = self.patience.call(lambda: self._begin(trial, reports), may_wait)
+        reports = Reports(
+            trial,
+            partial(self.storage.report, trial._trial_id),
+            self.patience,
+            may_wait,
+            lambda: self.storage.holds(trial._trial_id),
+        )
+        is_new = WORKER not in trial.user_attrs
+        parameters, context = self.patience.call(lambda: self._begin(trial, reports), may_wait)
+        reports.deliver_all()
+        # A configuration of the user's own is one whose result is wanted.
+        config = self.opened.config
+        asked_for = (
+            trial.number < len(first_trials(config, config.name)) or TOKEN in trial.user_attrs
+        )
+        run = Run(
+            number=trial.number,
+            parameters=parameters,
+            objective=self.objective,
+            context=context,
+            checkpoints=self.checkpoints,
+            stop=self.stop,
+            reports=reports,
+            patience=self.patience,
+            is_new=is_new,
+            may_prune=not asked_for,
+        )
+        try:
+            outcome = run_trial(run)
+        except CheckpointsLost:
+            # Another worker may reach them.
+            self.patience.call(lambda: self.storage.hand_back(trial._trial_id), may_wait)
+            logger.warning("trial %d: handed back as it was", trial.number)
+            raise
+        if outcome.reason is not None:
+            key = DIVERGED if outcome.end is End.DIVERGED else ERROR
+            reports.attribute(key, outcome.reason)
             reports.deliver_all()
-            # A configuration of the user's own is one whose result is wanted.
-            config = self.opened.config
-            asked_for = (
-                trial.number < len(first_trials(config, config.name)) or TOKEN in trial.user_attrs
-            )
-            run = Run(
-                number=trial.number,
-                parameters=parameters,
-                objective=self.objective,
-                context=context,
-                checkpoints=self.checkpoints,
-                stop=self.stop,
-                reports=reports,
-                patience=self.patience,
-                is_new=is_new,
-                may_prune=not asked_for,
-            )
-            try:
-                outcome = run_trial(run)
-            except CheckpointsLost:
-                # Another worker may reach them.
-                self.patience.call(lambda: self.storage.hand_back(trial._trial_id), may_wait)
-                logger.warning("trial %d: handed back as it was", trial.number)
-                raise
-            if outcome.reason is not None:
-                key = DIVERGED if outcome.end is End.DIVERGED else ERROR
-                reports.attribute(key, outcome.reason)
-                reports.deliver_all()
-            self.patience.call(lambda: self._tell(trial, outcome), may_wait)
+        self.patience.call(lambda: self._tell(trial, outcome), may_wait)
         if outcome.end is End.FAILED:
             free_memory(self.device)
         self.patience.call(self._tidy, may_wait)

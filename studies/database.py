@@ -102,6 +102,9 @@ class DatabaseStorage(OwnedStorage, RDBStorage):
                     .where(of_study, _OWNER.value_json == json.dumps(token))
                 ).scalar()
                 if made is not None:
+                    # Long ago, maybe: it has had no heartbeat since.
+                    if self._locked(session, made) == (TrialState.RUNNING, token):
+                        self._put(session, models.TrialHeartbeatModel, [{"trial_id": made}])
                     return int(made)
             number, taken = session.execute(
                 sqlalchemy.select(sqlalchemy.func.count(), alive).where(of_study)
@@ -130,6 +133,19 @@ class DatabaseStorage(OwnedStorage, RDBStorage):
             self._put_owner(session, trial_id, token)
         return True
 
+    def hand_back(self, trial_id: int) -> None:
+        trials = models.TrialModel
+        with _create_scoped_session(self.scoped_session) as session:
+            if self._locked(session, trial_id) == (TrialState.WAITING, None):
+                return
+            self._check_own(session, trial_id)
+            self._put_attributes(session, trial_id, {OWNER: None})
+            session.execute(
+                sqlalchemy.update(trials.__table__)
+                .where(trials.trial_id == trial_id)
+                .values(state=TrialState.WAITING)
+            )
+
     def _put_owner(self, session: Session, trial_id: int, token: str) -> None:
         """With a heartbeat: a trial that has none would never be found to be lost."""
         self._put_attributes(session, trial_id, {OWNER: token})
@@ -140,17 +156,27 @@ class DatabaseStorage(OwnedStorage, RDBStorage):
         with _create_scoped_session(self.scoped_session) as session:
             return self._owner(session, trial_id)
 
-    def beat(self, trial_id: int, token: str | None) -> bool:
+    def beat(self, trial_id: int, token: str) -> bool:
         with _create_scoped_session(self.scoped_session) as session:
-            if token is not None and self._locked(session, trial_id) != (TrialState.RUNNING, token):
+            if self._locked(session, trial_id) != (TrialState.RUNNING, token):
                 return False
             self._put(session, models.TrialHeartbeatModel, [{"trial_id": trial_id}])
         return True
 
-    def take_away(self, trial_id: int, owner: str | None, most_losses: int, reason: str) -> bool:
+    def take_away(
+        self,
+        trial_id: int,
+        owner: str | None,
+        most_losses: int,
+        reason: str,
+        if_silent: bool = False,
+    ) -> bool:
         with _create_scoped_session(self.scoped_session) as session:
             trial = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
             if trial.state != TrialState.RUNNING or self._owner(session, trial_id) != owner:
+                return False
+            # A beat waits for the lock on the trial, or was there first and is seen here.
+            if if_silent and not self._is_silent(session, trial_id):
                 return False
             before = self._get(session, trial_id, LOSSES)
             losses = 1 + (before if isinstance(before, int) else 0)
@@ -176,12 +202,24 @@ class DatabaseStorage(OwnedStorage, RDBStorage):
             .outerjoin(_OWNER, _OF_OWNER)
             .where(trials.study_id == study_id, trials.state == TrialState.RUNNING)
         )
-        longest = timedelta(seconds=self._stale_seconds)
         return {
             trial_id: None if owner is None else _as_owner(json.loads(owner))
             for trial_id, beat, now, owner in found
-            if now - beat > longest
+            if now - beat > self._longest_silence
         }
+
+    def _is_silent(self, session: Session, trial_id: int) -> bool:
+        beats = models.TrialHeartbeatModel
+        beat, now = session.execute(
+            sqlalchemy.select(beats.heartbeat, _clock(self.engine.name)).where(
+                beats.trial_id == trial_id
+            )
+        ).one()
+        return bool(now - beat > self._longest_silence)
+
+    @property
+    def _longest_silence(self) -> timedelta:
+        return timedelta(seconds=self._stale_seconds)
 
     def report(
         self,

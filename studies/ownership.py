@@ -131,8 +131,12 @@ class OwnedStorage(BaseStorage):
         """Whether the connection was lost while this process took the trial."""
         return trial_id in self._tokens and trial_id not in self._beats
 
-    def doubt(self, trial_id: int) -> None:
-        """Let `take` find out once more whether this trial is ours."""
+    def forget(self, trial_id: int) -> None:
+        """Of a trial that this process writes nothing to any more: it has ended, or is another's.
+
+        Not before: a write without its token would be one in nobody's name.
+        """
+        self._tokens.pop(trial_id, None)
         self._beats.pop(trial_id, None)
 
     def holds(self, trial_id: int) -> bool:
@@ -142,15 +146,6 @@ class OwnedStorage(BaseStorage):
         """
         beat = self._beats.get(trial_id)
         return beat is not None and _now() - beat < LEASE_FRACTION * self._stale_seconds
-
-    def hand_back(self, trial_id: int) -> None:
-        """Let any worker take this trial of ours; it keeps its number, parameters and values.
-
-        Raises:
-            NotOwned: it is not ours any more.
-        """
-        self.set_trial_state_values(trial_id, TrialState.WAITING)
-        self._tokens.pop(trial_id, None)
 
     def take_back(self, study_id: int, worker: str, most_losses: int, reason: str) -> None:
         """Take away every trial of a worker that has died; see `take_away`."""
@@ -163,7 +158,10 @@ class OwnedStorage(BaseStorage):
     def record_heartbeat(self, trial_id: int) -> None:
         """Of a trial that is still ours; of another's, nothing is recorded."""
         started = _now()
-        if self.beat(trial_id, self._tokens.get(trial_id)):
+        token = self._tokens.get(trial_id)
+        if token is None or not self.beat(trial_id, token):
+            return
+        if self._tokens.get(trial_id) == token:  # It may have been forgotten meanwhile.
             self._beats[trial_id] = started
 
     @abstractmethod
@@ -176,6 +174,17 @@ class OwnedStorage(BaseStorage):
         """
 
     @abstractmethod
+    def hand_back(self, trial_id: int) -> None:
+        """Let any worker take this trial of ours; it keeps its number, parameters and values.
+
+        If it waits already, as after a connection that was lost before the answer, all is done.
+
+        Raises:
+            NotOwned: another has it.
+            UpdateFinishedTrialError: it has ended.
+        """
+
+    @abstractmethod
     def give(self, trial_id: int, token: str) -> bool:
         """Make a waiting trial that of who has this token; False if it is not waiting."""
 
@@ -184,18 +193,22 @@ class OwnedStorage(BaseStorage):
         """The token of who has this trial; None if nobody."""
 
     @abstractmethod
-    def beat(self, trial_id: int, token: str | None) -> bool:
+    def beat(self, trial_id: int, token: str) -> bool:
         """Record a heartbeat of a trial, unless it is not that of who has this token.
-
-        Args:
-            token: None for whoever it is.
 
         Returns:
             Whether it was recorded.
         """
 
     @abstractmethod
-    def take_away(self, trial_id: int, owner: str | None, most_losses: int, reason: str) -> bool:
+    def take_away(
+        self,
+        trial_id: int,
+        owner: str | None,
+        most_losses: int,
+        reason: str,
+        if_silent: bool = False,
+    ) -> bool:
         """Let any worker take a running trial whose own is lost; or fail it, if that is too often.
 
         Args:
@@ -203,6 +216,7 @@ class OwnedStorage(BaseStorage):
                 nothing is done.
             most_losses: how many workers it may lose.
             reason: of the last loss, in words.
+            if_silent: whether nothing is done either if its heart beats again by now.
 
         Returns:
             Whether it was taken away.

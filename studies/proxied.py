@@ -106,12 +106,27 @@ class ProxiedStorage(OwnedStorage, GrpcStorageProxy):
         owner: str | None = self._ask("owner", trial_id=trial_id)
         return owner
 
-    def beat(self, trial_id: int, token: str | None) -> bool:
+    def hand_back(self, trial_id: int) -> None:
+        self._ask("hand_back", trial_id=trial_id)
+
+    def beat(self, trial_id: int, token: str) -> bool:
         return bool(self._ask("beat", trial_id=trial_id, token=token))
 
-    def take_away(self, trial_id: int, owner: str | None, most_losses: int, reason: str) -> bool:
+    def take_away(
+        self,
+        trial_id: int,
+        owner: str | None,
+        most_losses: int,
+        reason: str,
+        if_silent: bool = False,
+    ) -> bool:
         taken = self._ask(
-            "take_away", trial_id=trial_id, owner=owner, most_losses=most_losses, reason=reason
+            "take_away",
+            trial_id=trial_id,
+            owner=owner,
+            most_losses=most_losses,
+            reason=reason,
+            if_silent=if_silent,
         )
         return bool(taken)
 

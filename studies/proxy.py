@@ -196,6 +196,7 @@ def _ownership(storage: DatabaseStorage) -> Any:
         stale_seconds,
         storage.make,
         storage.give,
+        storage.hand_back,
         storage.owner,
         storage.beat,
         storage.take_away,

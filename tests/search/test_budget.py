@@ -7,7 +7,6 @@ from pathlib import Path
 
 import optuna
 import pytest
-from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from data.errors import UserError
@@ -72,13 +71,14 @@ def test_a_trial_that_was_handed_back_is_run_again_under_its_number(storage_url:
     storage = open_storage(storage_url, create=True)
     study = optuna.create_study(storage=storage, direction="maximize")
     with quiet_optuna():
-        first = claim(study, storage, limit=1, may_create=True)
-        assert isinstance(first, Trial)
+        claimed = claim(study, storage, limit=1, may_create=True)
+        assert isinstance(claimed, int)
+        first = Trial(study, claimed)
         rate = first.suggest_float("learning_rate", 0, 1)
         assert claim(study, storage, limit=1, may_create=True) is Turn.WAIT
-        storage.hand_back(first._trial_id)
-        again = claim(study, storage, limit=1, may_create=True)
-    assert isinstance(again, Trial)
+        storage.hand_back(claimed)
+        assert claim(study, storage, limit=1, may_create=True) == claimed
+        again = Trial(study, claimed)
     assert again.number == first.number
     assert again.suggest_float("learning_rate", 0, 1) == rate
 
@@ -88,9 +88,9 @@ def test_a_larger_budget_goes_on_where_the_smaller_ended(storage_url: str) -> No
     study = optuna.create_study(storage=storage, direction="maximize")
     with quiet_optuna():
         for limit in (1, 2):
-            trial = claim(study, storage, limit, may_create=True)
-            assert isinstance(trial, Trial)
-            study.tell(trial, 0.5)
+            claimed = claim(study, storage, limit, may_create=True)
+            assert isinstance(claimed, int)
+            study.tell(Trial(study, claimed), 0.5)
             assert claim(study, storage, limit, may_create=True) is Turn.DONE
     assert len(study.trials) == 2
 
@@ -107,11 +107,12 @@ def _work(url: str, seed: int) -> None:
     with quiet_optuna():
         while True:
             claimed = claim(study, storage, LIMIT, may_create=True)
-            if isinstance(claimed, Trial):
+            if isinstance(claimed, int):
                 time.sleep(chance.uniform(0.05, 0.15))
-                failed = claimed.number == 3 or chance.random() < 0.2
+                trial = Trial(study, claimed)
+                failed = trial.number == 3 or chance.random() < 0.2
                 state = FAIL if failed else chance.choice([COMPLETE, TrialState.PRUNED])
-                study.tell(claimed, 0.5 if state == COMPLETE else None, state=state)
+                study.tell(trial, 0.5 if state == COMPLETE else None, state=state)
             elif claimed is Turn.WAIT:
                 time.sleep(0.01)
             else:
@@ -167,12 +168,13 @@ def _drain(url: str) -> list[int]:
     study = optuna.load_study(study_name="queue", storage=storage)
     numbers = []
     with quiet_optuna():
-        while isinstance(claimed := claim(study, storage, ENQUEUED, may_create=True), Trial):
-            numbers.append(claimed.number)
+        while isinstance(claimed := claim(study, storage, ENQUEUED, may_create=True), int):
+            trial = Trial(study, claimed)
+            numbers.append(trial.number)
             for epoch in range(1, 4):
-                claimed.report(0.1, epoch)
-            storage.record_heartbeat(claimed._trial_id)
-            study.tell(claimed, 0.5)
+                trial.report(0.1, epoch)
+            storage.record_heartbeat(claimed)
+            study.tell(trial, 0.5)
     return numbers
 
 
@@ -222,26 +224,6 @@ def test_optuna_alone_gives_an_enqueued_trial_to_several_workers(tmp_path: Path)
         if given_twice:
             break
     assert given_twice > 0
-
-
-def test_a_trial_of_ours_that_could_not_be_read_is_the_next_one(
-    storage_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    storage = open_storage(storage_url, create=True)
-    study = optuna.create_study(storage=storage)
-
-    def lost(_: int) -> None:
-        raise StorageInternalError("the connection is lost")
-
-    for limit in (1, 2):
-        monkeypatch.setattr(storage, "get_trial", lost)
-        with pytest.raises(StorageInternalError):
-            claim(study, storage, limit, may_create=True)
-        monkeypatch.undo()
-        claimed = claim(study, storage, limit, may_create=True)
-        assert isinstance(claimed, Trial)
-        assert claimed.number == limit - 1
-    assert len(study.trials) == 2
 
 
 def failed(number: int) -> Ended:

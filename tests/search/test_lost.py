@@ -84,6 +84,22 @@ def test_a_trial_whose_heart_beats_again_is_left_alone(
     assert storage.get_trial(trial).state == TrialState.RUNNING, "suspected anew"
 
 
+def test_a_beat_between_the_look_and_the_taking_saves_a_trial(
+    opened: OpenedStudy, storage: DatabaseStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial, watch = suspect(opened, storage)
+    look = storage.lost_trials
+
+    def looked_and_late(study_id: int) -> dict[int, str | None]:
+        found = look(study_id)
+        storage.record_heartbeat(trial)
+        return found
+
+    monkeypatch.setattr(storage, "lost_trials", looked_and_late)
+    watch.looks_at(SUSPICION_SECONDS)
+    assert storage.get_trial(trial).state == TrialState.RUNNING
+
+
 def test_an_outage_ends_all_suspicion(stoppable: Postgres) -> None:
     opened = make_study(stoppable.url)
     storage = open_database(stoppable.url)

@@ -16,6 +16,7 @@ from data.dataset import load_dataset
 from data.split import split_for_training
 from model.trial import EpochResult, TrialContext
 from search.lost import LostTrials
+from search.objective import Outcome
 from search.prepare import first_trials
 from search.sampler import CurveGPSampler
 from search.stop import StopRequest
@@ -23,11 +24,14 @@ from search.warm import EARLIER_TRIALS
 from search.worker import Worker
 from studies.checkpoints import open_checkpoints
 from studies.config import load_study_file
+from studies.database import DatabaseStorage
 from studies.ownership import OwnedStorage
-from studies.patience import Patience, StorageLost
+from studies.patience import Patience, ProxyFailure, StorageLost
 from studies.storage import open_database, open_storage
 from studies.stores import Folder
 from studies.study import create_or_continue
+from tests.conftest import forget_heartbeats
+from tests.system.processes import wait_for
 
 
 @pytest.fixture
@@ -169,8 +173,10 @@ def test_the_sampler_weighs_the_trials_of_the_study_that_this_one_started_from(
 
 
 def test_a_trial_asks_the_database_as_much_in_a_long_study_as_in_a_new_one(
-    tmp_path: Path, data_cache: Path
+    tmp_path: Path, data_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("search.worker.HEARTBEAT_SECONDS", 0.02)
+    this = threading.current_thread()
     storage = open_database(f"sqlite:///{tmp_path / 'a.db'}", create=True)
     settings = {"sampler.name": "random", "pruner.name": "median", "budget.trials": 25}
     worker = make_worker(storage, tmp_path, data_cache, {}, **settings)
@@ -180,7 +186,8 @@ def test_a_trial_asks_the_database_as_much_in_a_long_study_as_in_a_new_one(
 
     @sqlalchemy.event.listens_for(storage.engine, "before_cursor_execute")
     def counted(_: object, __: object, statement: str, *___: object) -> None:
-        if not statement.startswith("BEGIN"):
+        # The heart has a thread of its own, and beats when it likes.
+        if threading.current_thread() is this and not statement.startswith("BEGIN"):
             statements.append(statement)
 
     def counting(parameters: Mapping[str, Any], context: TrialContext) -> Iterator[EpochResult]:
@@ -197,3 +204,73 @@ def test_a_trial_asks_the_database_as_much_in_a_long_study_as_in_a_new_one(
     assert epochs == {3, 4}
     assert max(of_trials) < 60
     assert len(set(of_trials)) == 1
+
+
+class SlowSampler(optuna.samplers.RandomSampler):
+    """One that thinks until another heartbeat of its trial is there."""
+
+    def __init__(self, storage: DatabaseStorage) -> None:
+        super().__init__()
+        self._database = storage
+        self.waited = 0
+
+    def before_trial(self, study: optuna.Study, _: optuna.trial.FrozenTrial) -> None:
+        forget_heartbeats(self._database)
+        wait_for(lambda: not self._database.lost_trials(study._study_id), seconds=5)
+        self.waited += 1
+
+
+def test_a_trial_whose_sampler_thinks_for_long_is_kept_alive_and_none_is_kept_in_mind(
+    tmp_path: Path, data_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("search.worker.HEARTBEAT_SECONDS", 0.1)
+    storage = open_database(f"sqlite:///{tmp_path / 'a.db'}", create=True)
+    sampler = SlowSampler(storage)
+    monkeypatch.setattr("search.worker.make_sampler", lambda *_: sampler)
+    make_worker(storage, tmp_path, data_cache, {}, **{"budget.trials": 3}).work()
+    assert sampler.waited == 3
+    assert (storage._tokens, storage._beats) == ({}, {})
+
+
+def test_a_claimed_trial_that_cannot_be_read_is_read_again(
+    storage: OwnedStorage, tmp_path: Path, data_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = make_worker(storage, tmp_path, data_cache, {}, **{"budget.trials": 1})
+    read, lost = storage.get_trial, [ProxyFailure("the connection is lost", is_transient=True)]
+
+    def once_lost(trial_id: int) -> optuna.trial.FrozenTrial:
+        if lost:
+            raise lost.pop()
+        return read(trial_id)
+
+    monkeypatch.setattr(storage, "get_trial", once_lost)
+    replace(worker, patience=Patience(30)).work()
+    assert not lost
+    assert worker.opened.study.trials[0].state == TrialState.COMPLETE
+
+
+def test_a_result_is_not_lost_when_connections_are_dropped_before_it_is_told(
+    postgres_url: str, tmp_path: Path, data_cache: Path
+) -> None:
+    others = sqlalchemy.create_engine(postgres_url)
+    dropped: list[int] = []
+
+    class CutOff(Worker):
+        def _tell(self, trial: optuna.Trial, outcome: Outcome) -> None:
+            if trial.number not in dropped:
+                dropped.append(trial.number)
+                with others.begin() as connection:
+                    connection.exec_driver_sql(
+                        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                        "WHERE pid <> pg_backend_pid() AND datname = current_database()"
+                    )
+            super()._tell(trial, outcome)
+
+    settings = {"budget.trials": 2}
+    worker = make_worker(open_storage(postgres_url), tmp_path, data_cache, {}, **settings)
+    fields = {name: getattr(worker, name) for name in Worker.__dataclass_fields__}
+    replace(CutOff(**fields), patience=Patience(30)).work()
+    others.dispose()
+    assert dropped == [0, 1]
+    trials = worker.opened.study.trials
+    assert [(trial.state, trial.value) for trial in trials] == [(TrialState.COMPLETE, 0.1)] * 2

@@ -77,6 +77,18 @@ def without_a_heartbeat(storage: DatabaseStorage, trial_id: int) -> None:
         )
 
 
+def wait_for_locks(storage: DatabaseStorage, waiting: int) -> None:
+    """Until so many connections wait for a lock of another, in PostgreSQL."""
+    blocked = (
+        "SELECT count(*) FROM pg_stat_activity "
+        "WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    )
+    with storage.engine.connect() as other:
+        while other.exec_driver_sql(blocked).scalar() != waiting:
+            time.sleep(0.01)
+            other.rollback()
+
+
 def test_a_waiting_trial_is_taken_once(
     ours: OwnedStorage, theirs: OwnedStorage, study: optuna.Study
 ) -> None:
@@ -94,7 +106,11 @@ def test_what_is_handed_back_can_be_taken_with_its_values(
     assert ours.take(trial)
     ours.set_trial_intermediate_value(trial, 1, 0.5)
     ours.hand_back(trial)
+    assert ours.owner(trial) is None
+    ours.hand_back(trial)  # As after a connection that was lost before the answer.
     assert theirs.take(trial)
+    with pytest.raises(NotOwned):
+        ours.hand_back(trial)
     found = theirs.get_trial(trial)
     assert found.intermediate_values == {1: 0.5}
     assert LOSSES not in found.user_attrs, "nobody was lost"
@@ -116,7 +132,6 @@ def test_who_was_wrongly_taken_for_dead_changes_nothing_any_more(
             lambda: ours.set_trial_intermediate_value(trial, 2, 0.9),
             lambda: ours.set_trial_user_attr(trial, "best_epoch", 2),
             lambda: ours.set_trial_state_values(trial, TrialState.COMPLETE, [0.9]),
-            lambda: ours.hand_back(trial),
         ):
             with pytest.raises(NotOwned):
                 write()
@@ -131,6 +146,57 @@ def test_who_was_wrongly_taken_for_dead_changes_nothing_any_more(
     assert found.user_attrs[LOSSES] == 1
     theirs.set_trial_state_values(trial, TrialState.COMPLETE, [0.7])
     assert ours.get_trial(trial).value == 0.7
+
+
+def test_a_silent_trial_whose_heart_beats_again_is_not_taken_from_it(
+    database: DatabaseStorage, ours: OwnedStorage, theirs: OwnedStorage, study: optuna.Study
+) -> None:
+    """It was found to be silent a moment before."""
+    trial = waiting(ours, study)
+    assert ours.take(trial)
+    without_a_heartbeat(database, trial)
+    ((lost, owner),) = theirs.lost_trials(study._study_id).items()
+    ours.record_heartbeat(trial)
+    assert not theirs.take_away(lost, owner, 3, "silence", if_silent=True)
+    assert theirs.get_trial(trial).state == TrialState.RUNNING
+    without_a_heartbeat(database, trial)
+    assert theirs.take_away(lost, owner, 3, "silence", if_silent=True)
+
+
+def test_who_takes_a_silent_trial_away_waits_for_a_beat_that_has_begun(postgres_url: str) -> None:
+    ours, theirs = open_database(postgres_url), open_database(postgres_url)
+    study = optuna.create_study(storage=ours, study_name="s", direction="maximize")
+    trial = ours.create(study._study_id, None)
+    assert trial is not None
+    without_a_heartbeat(ours, trial)
+    with ThreadPoolExecutor(1) as thread, ours.engine.connect() as connection:
+        row = models.TrialModel.trial_id == trial
+        connection.execute(sqlalchemy.select(models.TrialModel.state).where(row).with_for_update())
+        taking = thread.submit(
+            theirs.take_away, trial, ours.owner(trial), 3, "silence", if_silent=True
+        )
+        wait_for_locks(ours, 1)
+        connection.exec_driver_sql(
+            "UPDATE trial_heartbeats SET heartbeat = now() at time zone 'utc'"
+        )
+        connection.commit()
+        assert taking.result() is False
+
+
+def test_what_was_forgotten_is_kept_alive_no_longer(
+    database: DatabaseStorage, ours: OwnedStorage, theirs: OwnedStorage, study: optuna.Study
+) -> None:
+    """A heart may still beat for a moment when its trial has found another worker."""
+    trial = waiting(ours, study)
+    assert ours.take(trial)
+    ours.hand_back(trial)
+    ours.forget(trial)
+    assert not ours.holds(trial)
+    assert theirs.take(trial)
+    without_a_heartbeat(database, trial)
+    ours.record_heartbeat(trial)
+    assert list(theirs.lost_trials(study._study_id)) == [trial]
+    assert (ours._tokens, ours._beats) == ({}, {})
 
 
 def test_it_keeps_no_trial_of_another_alive(
@@ -190,10 +256,7 @@ def test_a_write_that_had_to_wait_for_who_took_the_trial_away_is_refused(
         row = models.TrialModel.trial_id == trial
         connection.execute(sqlalchemy.select(models.TrialModel.state).where(row).with_for_update())
         waiting_writes = [threads.submit(write) for write in writes]
-        blocked = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
-        with ours.engine.connect() as other:
-            while other.exec_driver_sql(blocked).scalar() != len(writes):
-                time.sleep(0.01)
+        wait_for_locks(ours, len(writes))
         attributes = models.TrialUserAttributeModel
         of_owner = (attributes.trial_id == trial, attributes.key == OWNER)
         connection.execute(sqlalchemy.update(attributes).where(*of_owner).values(value_json="null"))
@@ -315,7 +378,10 @@ def test_no_trial_is_made_beyond_the_limit_but_for_those_that_failed(
 
 
 def test_a_trial_whose_maker_had_no_answer_is_found_again(
-    ours: OwnedStorage, study: optuna.Study, monkeypatch: pytest.MonkeyPatch
+    database: DatabaseStorage,
+    ours: OwnedStorage,
+    study: optuna.Study,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     make = ours.make
 
@@ -329,9 +395,12 @@ def test_a_trial_whose_maker_had_no_answer_is_found_again(
             ours.create(study._study_id, limit=1)
     monkeypatch.undo()
     assert ours.may_have_created()
+    for made in ours.get_all_trials(study._study_id):
+        without_a_heartbeat(database, made._trial_id)
     trial = ours.create(study._study_id, limit=1)
     assert trial is not None
     assert not ours.may_have_created()
+    assert ours.lost_trials(study._study_id) == {}, "its heart beats again"
     ours.report(trial, {1: 0.5}, {}, {})
     assert ours.create(study._study_id, limit=1) is None
     assert len(study.trials) == 1
@@ -389,3 +458,32 @@ def test_a_trial_ends_once(ours: OwnedStorage, study: optuna.Study) -> None:
         ours.end(trial, TrialState.FAIL)
     with pytest.raises(optuna.exceptions.UpdateFinishedTrialError):
         ours.report(trial, {1: 0.5}, {}, {})
+
+
+def test_no_write_reaches_a_trial_that_has_ended(ours: OwnedStorage, study: optuna.Study) -> None:
+    """Neither ours nor Optuna's, with its owner's token or in nobody's name."""
+    trial = ours.create(study._study_id, None)
+    assert trial is not None
+    owner = ours._tokens[trial]
+    ours.end(trial, TrialState.COMPLETE, 0.5)
+    ended = ours.get_trial(trial)
+    rate = FloatDistribution(1e-4, 1.0)
+    writes: list[Callable[[], object]] = [
+        lambda: ours.report(trial, {1: 0.9}, {}, {}),
+        lambda: ours.end(trial, TrialState.FAIL),
+        lambda: ours.hand_back(trial),
+        lambda: ours.set_trial_state_values(trial, TrialState.WAITING),
+        lambda: ours.set_trial_intermediate_value(trial, 1, 0.9),
+        lambda: ours.set_trial_user_attr(trial, "best_epoch", 1),
+        lambda: ours.set_trial_system_attr(trial, "a", 1),
+        lambda: ours.set_trial_param(trial, "rate", 0.1, rate),
+    ]
+    for _ in range(2):
+        for write in writes:
+            with pytest.raises(optuna.exceptions.UpdateFinishedTrialError):
+                write()
+        assert not ours.take_away(trial, owner, 3, "silence")
+        assert not ours.give(trial, "another")
+        assert not ours.beat(trial, owner)
+        ours.forget(trial)
+    assert ours.get_trial(trial) == ended

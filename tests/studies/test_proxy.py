@@ -275,8 +275,8 @@ def test_an_answer_that_was_lost_costs_no_trial(
     # Now the proxy makes the trial that nobody waits for any more.
     monkeypatch.setattr(proxied, "CALL_SECONDS", 30.0)
     claimed = claim(study, storage, 1, may_create=True)
-    assert isinstance(claimed, optuna.Trial)
-    storage.end(claimed._trial_id, TrialState.PRUNED)
+    assert isinstance(claimed, int)
+    storage.end(claimed, TrialState.PRUNED)
     assert claim(study, storage, 1, may_create=True) is Turn.DONE
     assert [trial.state for trial in database.get_all_trials(study._study_id)] == [
         TrialState.PRUNED
