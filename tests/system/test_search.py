@@ -74,7 +74,8 @@ def test_a_search_ends_with_exactly_its_trials_and_the_best_model(
     assert found["pruned"] >= 1
     assert (found["running"], found["failed"]) == (0, 0)
     numbers = [
-        int(number) for number in re.findall(r" trial (\d+): \{", first.stderr + second.stderr)
+        int(number)
+        for number in re.findall(r" trial (\d+): learning_rate", first.stderr + second.stderr)
     ]
     assert sorted(numbers) == list(range(6)), "each trial was run once"
     workers = {line.split()[1] for line in second.stderr.splitlines() if "epoch 1 of" in line}
