@@ -449,6 +449,37 @@ def export(
 
 
 @app.command()
+def report(
+    study: StudyArgument,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="The HTML file to write.", show_default="STUDY-report.html"
+        ),
+    ] = None,
+    numbers: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Write all its numbers to a file, too."),
+    ] = None,
+    storage: StorageOption = DEFAULT_STORAGE,
+) -> None:
+    """Write what a study has found as one HTML file, which opens without a network.
+
+    It can be written at any time, also while the study runs.
+    """
+    from studies.storage import open_storage
+
+    with_storage = open_storage(storage)
+    name = _study_name(study)
+    _log_to_terminal(logging.WARNING)
+    from search.run_report import report_study
+
+    output = output or Path(f"{name}-report.html")
+    report_study(with_storage, name, output, numbers)
+    print(output)
+
+
+@app.command()
 def confirm(
     study: StudyArgument,
     top: Annotated[int, typer.Option(min=1, help="How many of the best configurations.")] = 5,

@@ -248,8 +248,9 @@ def baseline_record(opened: OpenedStudy) -> TrialRecord | None:
     config = opened.config
     if not has_baseline(config):
         return None
-    first = opened.study.get_trials(deepcopy=False)[0]
-    return record(first) if first.params and CONFIRMS not in first.user_attrs else None
+    first = next(iter(opened.study.get_trials(deepcopy=False)), None)
+    known = first and first.params and CONFIRMS not in first.user_attrs
+    return record(first) if first and known else None
 
 
 def describe(exported: Exported) -> str:

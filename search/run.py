@@ -23,7 +23,7 @@ from search.launch import (
     local_engine,
     supervise,
 )
-from search.live import View, WorkerRow, render, utc_now
+from search.live import View, WorkerRow, render
 from search.lost import LostTrials
 from search.objective import load_objective
 from search.prepare import Prepared, create_from_file, join
@@ -34,7 +34,7 @@ from studies.checkpoints import CheckpointDirectory, open_checkpoints
 from studies.config import DEFAULT_OBJECTIVE, SHIPPED, StudyConfig
 from studies.ownership import OwnedStorage
 from studies.patience import DEFAULT_SECONDS, Patience, StorageLost
-from studies.results import TrialRecord, record, summarise
+from studies.results import TrialRecord, record, summarise, utc_now
 from studies.storage import masked
 from studies.study import (
     OpenedStudy,

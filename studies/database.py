@@ -8,7 +8,7 @@ import math
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import cache
 from typing import Any
 
@@ -24,7 +24,16 @@ from sqlalchemy.orm import Session, aliased
 
 from studies import standing
 from studies.ownership import NotOwned, OwnedStorage
-from studies.results import ERROR, LOSSES, OWNER, TrialRecord
+from studies.results import (
+    EARLIER_RUNS,
+    EPOCHS_BEFORE,
+    ERROR,
+    LOSSES,
+    OWNER,
+    TrialRecord,
+    runs_until,
+    utc_now,
+)
 from studies.standing import Ended, Reach, Standing
 
 READING: Mapping[str, Any] = {"reading": True}
@@ -134,12 +143,12 @@ class DatabaseStorage(OwnedStorage, RDBStorage):
         return True
 
     def hand_back(self, trial_id: int) -> None:
-        trials = models.TrialModel
+        trials, found = models.TrialModel, self.get_trial(trial_id)
         with _create_scoped_session(self.scoped_session) as session:
             if self._locked(session, trial_id) == (TrialState.WAITING, None):
                 return
             self._check_own(session, trial_id)
-            self._put_attributes(session, trial_id, {OWNER: None})
+            self._put_attributes(session, trial_id, _left(found, utc_now(), lost=False))
             session.execute(
                 sqlalchemy.update(trials.__table__)
                 .where(trials.trial_id == trial_id)
@@ -171,6 +180,7 @@ class DatabaseStorage(OwnedStorage, RDBStorage):
         reason: str,
         if_silent: bool = False,
     ) -> bool:
+        found, beats = self.get_trial(trial_id), models.TrialHeartbeatModel
         with _create_scoped_session(self.scoped_session) as session:
             trial = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
             if trial.state != TrialState.RUNNING or self._owner(session, trial_id) != owner:
@@ -180,7 +190,11 @@ class DatabaseStorage(OwnedStorage, RDBStorage):
                 return False
             before = self._get(session, trial_id, LOSSES)
             losses = 1 + (before if isinstance(before, int) else 0)
-            attributes: dict[str, Any] = {LOSSES: losses, OWNER: None}
+            last_sign = session.execute(
+                sqlalchemy.select(beats.heartbeat).where(beats.trial_id == trial_id)
+            ).scalar()
+            attributes = _left(found, last_sign or utc_now(), lost=True)
+            attributes[LOSSES] = losses
             if losses > most_losses:
                 times = "once" if losses == 1 else f"{losses} times"
                 attributes[ERROR] = f"its worker was lost {times}; last: {reason}"
@@ -263,11 +277,10 @@ class DatabaseStorage(OwnedStorage, RDBStorage):
                 stored, kind = values.value_to_stored_repr(value)
                 row = {"objective": 0, "value": stored, "value_type": kind}
                 self._put(session, values, [{"trial_id": trial_id, **row}])
-            now = datetime.now(UTC).replace(tzinfo=None)
             session.execute(
                 sqlalchemy.update(trials.__table__)
                 .where(trials.trial_id == trial_id)
-                .values(state=state, datetime_complete=now)
+                .values(state=state, datetime_complete=utc_now())
             )
 
     def count(self, study_id: int) -> int:
@@ -381,6 +394,11 @@ class DatabaseStorage(OwnedStorage, RDBStorage):
             )
         ).scalar()
         return None if found is None else json.loads(found)
+
+
+def _left(trial: FrozenTrial, ended: datetime, lost: bool) -> dict[str, Any]:
+    """The attributes of a trial that its worker has no more."""
+    return {OWNER: None, EARLIER_RUNS: runs_until(trial, ended, lost), EPOCHS_BEFORE: 0}
 
 
 def _as_owner(stored: object) -> str | None:

@@ -1,8 +1,9 @@
 """What a study has found so far, as plain data."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
@@ -25,6 +26,8 @@ OWNER = "owner"
 """The token of the worker that has the trial; none if none has."""
 LOSSES = "lost_workers"
 """How many workers were lost while they ran the trial."""
+EARLIER_RUNS = "earlier_runs"
+"""Those of a trial that was handed back or whose worker was lost; see `runs_until`."""
 CONFIRMS = "confirms"
 """Of a retraining: the number of the trial, in the study that it confirms."""
 
@@ -39,6 +42,22 @@ STATE_NAMES = {
 
 
 @dataclass(frozen=True, slots=True)
+class Run:
+    """The time in which one worker had a trial."""
+
+    worker: str | None
+    started: datetime
+    """UTC, without a time zone; so is `ended`."""
+    ended: datetime
+    """Of a worker that was lost: its last sign of life."""
+    epochs_before: int
+    epochs: int
+    """That the trial had when the run ended."""
+    lost: bool
+    """Whether the worker was lost, rather than that it handed the trial back."""
+
+
+@dataclass(frozen=True, slots=True)
 class TrialRecord:
     """One trial."""
 
@@ -49,7 +68,8 @@ class TrialRecord:
     accuracies: tuple[float, ...]
     """Validation accuracy after each epoch, in [0, 1]."""
     value: float | None
-    """What a complete trial is judged by; of others, the best so far, or None before the first."""
+    """What a complete trial is judged by; of others, the best so far, or None before the first.
+    Epochs without a number (NaN) do not count."""
     worker: str | None
     images_per_second: float | None
     reason: str | None
@@ -60,6 +80,10 @@ class TrialRecord:
     """From its (last) start to its end, or None while it runs."""
     epochs_before: int = 0
     """That it had when it was started last."""
+    earlier_runs: tuple[Run, ...] = ()
+    """Of other workers, or of an earlier start of this one, the oldest first."""
+    device: str | None = None
+    """`cpu`, or the GPU's model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,20 +111,22 @@ def record(trial: FrozenTrial) -> TrialRecord:
     )
     complete = trial.state == TrialState.COMPLETE
     attributes = trial.user_attrs
-    epochs_before = attributes.get(EPOCHS_BEFORE)
-    seconds = trial.duration.total_seconds() if trial.duration else None
+    started, ended = _utc(trial.datetime_start), _utc(trial.datetime_complete)
+    numbers = [accuracy for accuracy in accuracies if not math.isnan(accuracy)]
     return TrialRecord(
         number=trial.number,
         state=_state(trial),
         parameters=dict(trial.params),
         accuracies=accuracies,
-        value=trial.value if complete else max(accuracies, default=None),
+        value=trial.value if complete else max(numbers, default=None),
         worker=_text(attributes.get(WORKER)),
         images_per_second=_number(attributes.get(IMAGES_PER_SECOND)),
         reason=_text(attributes.get(ERROR) or attributes.get(DIVERGED)),
-        started=trial.datetime_start,
-        seconds=seconds,
-        epochs_before=epochs_before if isinstance(epochs_before, int) else 0,
+        started=started,
+        seconds=(ended - started).total_seconds() if started and ended else None,
+        epochs_before=_epochs(attributes.get(EPOCHS_BEFORE)),
+        earlier_runs=_runs(attributes.get(EARLIER_RUNS)),
+        device=_text(attributes.get(DEVICE)),
     )
 
 
@@ -111,6 +137,58 @@ def _text(stored: object) -> str | None:
 
 def _number(stored: object) -> float | None:
     return stored if isinstance(stored, int | float) and 0 <= stored < 1e12 else None
+
+
+def _epochs(stored: object) -> int:
+    return stored if isinstance(stored, int) and 0 <= stored < 1e12 else 0
+
+
+def _runs(stored: object) -> tuple[Run, ...]:
+    found = []
+    for item in stored if isinstance(stored, list) else ():
+        try:
+            started, ended = (
+                datetime.fromisoformat(item[key]).replace(tzinfo=None)
+                for key in ("started", "ended")
+            )
+        except (KeyError, TypeError, ValueError):
+            continue
+        before, epochs = _epochs(item.get("epochs_before")), _epochs(item.get("epochs"))
+        worker, lost = _text(item.get("worker")), item.get("lost") is True
+        found.append(Run(worker, started, max(started, ended), before, epochs, lost))
+    return tuple(found)
+
+
+def utc_now() -> datetime:
+    """Without a time zone, as all times here."""
+    return datetime.now(UTC).replace(tzinfo=None)
+
+
+def _utc(local: datetime | None) -> datetime | None:
+    """Optuna's times are of this machine's time zone."""
+    return local.astimezone(UTC).replace(tzinfo=None) if local else None
+
+
+def runs_until(trial: FrozenTrial, ended: datetime, lost: bool) -> list[dict[str, Any]]:
+    """What `EARLIER_RUNS` is to be of a trial whose run ends; said twice, it stays the same.
+
+    Args:
+        ended: UTC, without a time zone.
+    """
+    before = record(trial)
+    runs, started = before.earlier_runs, before.started
+    if started is not None and not (runs and runs[-1].started == started):
+        epochs = len(trial.intermediate_values)
+        until = max(started, ended)
+        runs = (*runs, Run(before.worker, started, until, before.epochs_before, epochs, lost))
+    return [_with_times_as_text(asdict(run)) for run in runs]
+
+
+def _with_times_as_text(values: dict[str, Any], zone: str = "") -> dict[str, Any]:
+    return {
+        key: value.isoformat() + zone if isinstance(value, datetime) else value
+        for key, value in values.items()
+    }
 
 
 def _state(trial: FrozenTrial) -> str:
@@ -143,11 +221,13 @@ def rank(records: Sequence[TrialRecord]) -> list[TrialRecord]:
 def as_json(summary: Summary, top: Sequence[TrialRecord]) -> dict[str, Any]:
     """A form for `json.dumps`; see the dataclasses for the meaning of each key."""
 
-    def trial(record: TrialRecord) -> dict[str, Any]:
-        started = record.started.isoformat() + "Z" if record.started else None
-        return {**asdict(record), "started": started}
-
     counts = asdict(summary)
     counts["finished"] = summary.finished
-    counts["best"] = trial(summary.best) if summary.best else None
-    return {**counts, "top": [trial(record) for record in top]}
+    counts["best"] = record_as_json(summary.best) if summary.best else None
+    return {**counts, "top": [record_as_json(record) for record in top]}
+
+
+def record_as_json(record: TrialRecord) -> dict[str, Any]:
+    """One trial for `json.dumps`; times are in UTC."""
+    runs = [_with_times_as_text(asdict(run), "Z") for run in record.earlier_runs]
+    return {**_with_times_as_text(asdict(record), "Z"), "earlier_runs": runs}

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from data.errors import UserError
-from search.live import View, render, results_table, utc_now
+from search.live import View, render, results_table
 from search.objective import check_space
 from search.prepare import first_trials
 from search.space import make_space
@@ -22,7 +22,9 @@ from studies.config import SHIPPED_DIRECTORY, load_study_file, parse_study
 from studies.confirmation import CONFIRMATION, SEARCHED, confirmation_of
 from studies.ownership import OwnedStorage
 from studies.results import (
+    DEVICE,
     DIVERGED,
+    EARLIER_RUNS,
     EPOCHS_BEFORE,
     ERROR,
     IMAGES_PER_SECOND,
@@ -31,6 +33,7 @@ from studies.results import (
     rank,
     record,
     summarise,
+    utc_now,
 )
 from studies.storage import open_storage
 from studies.study import create_or_continue, open_study
@@ -222,12 +225,18 @@ def test_what_was_kept_of_another_study_is_checked(storage: OwnedStorage, value:
 
 
 @QUICK
-@given(st.sampled_from([WORKER, ERROR, DIVERGED, IMAGES_PER_SECOND, EPOCHS_BEFORE]), VALUES)
+@given(
+    st.sampled_from(
+        [WORKER, ERROR, DIVERGED, IMAGES_PER_SECOND, EPOCHS_BEFORE, EARLIER_RUNS, DEVICE]
+    ),
+    VALUES,
+)
 @example(WORKER, "\x1b[2J")
 @example(WORKER, ["[/nothing]"])
 @example(ERROR, "[/nothing]\ud800")
 @example(IMAGES_PER_SECOND, "fast")
 @example(EPOCHS_BEFORE, "many")
+@example(EARLIER_RUNS, [{"started": "2026-01-01", "ended": "2025-01-01T00:00:00Z", "epochs": "x"}])
 def test_a_trial_s_attribute_of_any_kind_can_be_shown(
     storage: OwnedStorage, key: str, value: object
 ) -> None:

@@ -2,7 +2,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from studies.database import DatabaseStorage
 from studies.ownership import NotOwned, OwnedStorage
 from studies.patience import ProxyFailure
 from studies.proxy import start
-from studies.results import ERROR, LOSSES, OWNER
+from studies.results import EPOCHS_BEFORE, ERROR, LOSSES, OWNER, WORKER, record
 from studies.storage import STALE_SECONDS, open_database, open_storage
 
 
@@ -89,6 +89,15 @@ def wait_for_locks(storage: DatabaseStorage, waiting: int) -> None:
             other.rollback()
 
 
+def started_long_ago(storage: DatabaseStorage, trial_id: int, seconds: float) -> None:
+    then = datetime.now(UTC).replace(tzinfo=None) - timedelta(seconds=seconds)
+    with storage.engine.begin() as connection:
+        connection.execute(
+            sqlalchemy.text("UPDATE trials SET datetime_start = :then WHERE trial_id = :trial"),
+            {"then": then, "trial": trial_id},
+        )
+
+
 def test_a_waiting_trial_is_taken_once(
     ours: OwnedStorage, theirs: OwnedStorage, study: optuna.Study
 ) -> None:
@@ -114,6 +123,52 @@ def test_what_is_handed_back_can_be_taken_with_its_values(
     found = theirs.get_trial(trial)
     assert found.intermediate_values == {1: 0.5}
     assert LOSSES not in found.user_attrs, "nobody was lost"
+
+
+def test_the_runs_of_a_trial_that_changes_hands_are_kept(
+    database: DatabaseStorage, ours: OwnedStorage, theirs: OwnedStorage, study: optuna.Study
+) -> None:
+    trial = waiting(ours, study)
+    assert ours.take(trial)
+    ours.set_trial_user_attr(trial, WORKER, "first")
+    ours.set_trial_intermediate_value(trial, 1, 0.5)
+    ours.hand_back(trial)
+    assert theirs.take(trial)
+    theirs.set_trial_user_attr(trial, WORKER, "second")
+    theirs.set_trial_user_attr(trial, EPOCHS_BEFORE, 1)
+    theirs.set_trial_intermediate_value(trial, 2, 0.6)
+    theirs.set_trial_intermediate_value(trial, 3, 0.7)
+    assert ours.take_away(trial, theirs.owner(trial), 3, "silence")
+    assert ours.take(trial)
+
+    found = record(database.get_trial(trial))
+    first, second = found.earlier_runs
+    assert (first.worker, first.epochs_before, first.epochs, first.lost) == ("first", 0, 1, False)
+    assert (second.worker, second.epochs_before, second.epochs, second.lost) == (
+        "second",
+        1,
+        3,
+        True,
+    )
+    assert found.started is not None
+    assert first.started <= first.ended <= second.started <= second.ended
+    # A heartbeat has no fractions of a second on SQLite.
+    assert second.ended <= found.started + timedelta(seconds=1)
+    assert found.epochs_before == 0, "until the next worker says otherwise"
+
+
+def test_the_run_of_a_lost_worker_ends_with_its_last_sign_of_life(
+    database: DatabaseStorage, ours: OwnedStorage, study: optuna.Study
+) -> None:
+    trial = waiting(ours, study)
+    assert ours.take(trial)
+    started_long_ago(database, trial, seconds=300)
+    without_a_heartbeat(database, trial)
+    assert ours.take_away(trial, ours.owner(trial), 3, "silence")
+    (run,) = record(database.get_trial(trial)).earlier_runs
+    silent = datetime.now(UTC).replace(tzinfo=None) - run.ended
+    assert STALE_SECONDS <= silent.total_seconds() < STALE_SECONDS + 30
+    assert (run.ended - run.started).total_seconds() == pytest.approx(300 - STALE_SECONDS, abs=30)
 
 
 def test_who_was_wrongly_taken_for_dead_changes_nothing_any_more(

@@ -1,8 +1,12 @@
+import json
+import math
+import time
 from datetime import datetime
 
+import pytest
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from studies.results import as_json, rank, record, summarise
+from studies.results import EARLIER_RUNS, Run, as_json, rank, record, runs_until, summarise
 
 
 def trial(number: int, state: TrialState, *accuracies: float, **attributes: str) -> FrozenTrial:
@@ -84,3 +88,32 @@ def test_a_study_without_trials_has_no_best() -> None:
 def test_a_trial_that_optuna_made_has_no_worker() -> None:
     plain = create_trial(value=0.5)
     assert record(plain).worker is None
+
+
+def test_epochs_without_a_number_do_not_count() -> None:
+    assert record(trial(0, TrialState.PRUNED, math.nan, 0.4, 0.3)).value == 0.4
+    assert record(trial(0, TrialState.PRUNED, math.nan)).value is None
+
+
+def test_times_are_in_utc_wherever_this_machine_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        found = record(trial(0, TrialState.COMPLETE, 0.5))
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert found.started == datetime(2025, 12, 31, 15)
+    assert found.seconds == 60
+
+
+def test_a_run_is_kept_once_though_its_end_is_said_twice() -> None:
+    running = trial(0, TrialState.RUNNING, 0.1, 0.2, worker="host-1")
+    first = runs_until(running, datetime(2026, 1, 1, 0, 5), lost=False)
+    running.user_attrs[EARLIER_RUNS] = json.loads(json.dumps(first))
+    assert runs_until(running, datetime(2026, 1, 1, 0, 9), lost=True) == first
+    (run,) = record(running).earlier_runs
+    assert run == Run("host-1", datetime(2026, 1, 1), datetime(2026, 1, 1, 0, 5), 0, 2, lost=False)
+    document = as_json(summarise([]), [record(running)])
+    assert document["top"][0]["earlier_runs"][0]["ended"] == "2026-01-01T00:05:00Z"
+    json.dumps(document)

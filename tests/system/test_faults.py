@@ -113,6 +113,10 @@ def test_workers_that_are_killed_are_replaced_and_lose_an_epoch_at_most(
     epochs = [line[:2] for line in trained(tmp_path)]
     assert set(epochs) == {(x, epoch) for x in range(1, 5) for epoch in range(1, 7)}
     assert len(epochs) <= len(set(epochs)) + 3, "at most one epoch a kill is trained twice"
+    cut_short = [run for trial in found["top"] for run in trial["earlier_runs"]]
+    assert cut_short
+    assert all(run["lost"] for run in cut_short)
+    assert {int(run["worker"].rpartition("-")[2]) for run in cut_short} <= set(killed)
 
 
 def test_a_trial_that_kills_its_workers_fails_and_the_study_goes_on(

@@ -75,6 +75,12 @@ def test_ctrl_c_ends_after_the_epoch_and_the_same_command_continues(
     found = status("own", url)
     assert (found["complete"], found["waiting"], found["failed"]) == (2, 0, 0)
     assert sorted(trial["number"] for trial in found["top"]) == [0, 1]
+    for trial in found["top"]:
+        (run,) = trial["earlier_runs"]
+        assert not run["lost"]
+        assert run["epochs_before"] == 0 < run["epochs"]
+        assert run["worker"] != trial["worker"]
+        assert run["started"] < run["ended"] < trial["started"]
 
 
 def test_ctrl_c_twice_abandons_a_long_epoch(status: Status, study: Path, tmp_path: Path) -> None:

@@ -1,0 +1,110 @@
+"""All that a report says of a study, as plain data and as JSON."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+from studies.analysis import Step, Surface, importances, progress, surface, varied_parameters
+from studies.config import StudyConfig
+from studies.results import TrialRecord, as_json, rank, record, record_as_json, summarise
+from studies.study import DATA_DIGEST, VERSIONS, OpenedStudy
+from studies.timeline import Cost, ShownRun, WorkerTime, cost, timeline, worker_times
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What is known of a study at a moment."""
+
+    config: StudyConfig
+    records: Sequence[TrialRecord]
+    baseline: TrialRecord | None
+    """The notebook's configuration, if the study has it."""
+    versions: Mapping[str, str]
+    data_digest: str
+    now: datetime
+    """UTC, without a time zone: until then running trials have run."""
+    ranked: Sequence[TrialRecord]
+    """The complete trials, best first."""
+    steps: Sequence[Step]
+    importances: Mapping[str, float]
+    varied: Sequence[str]
+    """The parameters that are not held fixed, the most important first."""
+    surface: Surface | None
+    """Over the two most important parameters, if that can be said."""
+    runs: Sequence[ShownRun]
+    workers: Sequence[WorkerTime]
+    cost: Cost
+
+
+def findings(opened: OpenedStudy, baseline: TrialRecord | None, now: datetime) -> Findings:
+    """Read a study.
+
+    Args:
+        baseline: the trial of the notebook's configuration, if any.
+        now: UTC, without a time zone.
+    """
+    config, attributes = opened.config, opened.study.user_attrs
+    trials = opened.study.get_trials(deepcopy=False)
+    records = [record(trial) for trial in trials]
+    by_importance = importances(trials, config.space)
+    runs = timeline(records, now)
+    first_two = tuple(list(by_importance)[:2])
+    return Findings(
+        config=config,
+        records=records,
+        baseline=baseline,
+        versions=attributes[VERSIONS],
+        data_digest=attributes[DATA_DIGEST],
+        now=now,
+        ranked=rank(records),
+        steps=progress(records),
+        importances=by_importance,
+        varied=varied_parameters(config, by_importance),
+        surface=surface(records, config, first_two) if len(first_two) == 2 else None,
+        runs=runs,
+        workers=worker_times(runs),
+        cost=cost(records, config, now),
+    )
+
+
+def as_document(found: Findings, top: int) -> dict[str, Any]:
+    """All numbers of the report's figures and tables, for `json.dumps`.
+
+    Times are in UTC; see the dataclasses for the meaning of each key. What is no number is null.
+
+    Args:
+        top: how many of the best trials.
+    """
+    summary = as_json(summarise(found.records), found.ranked[:top])
+    document = {
+        "study": found.config.name,
+        "made": found.now,
+        **summary,
+        "baseline": found.baseline.number if found.baseline else None,
+        "progress": [asdict(step) for step in found.steps],
+        "importances": dict(found.importances),
+        "pair": asdict(found.surface) if found.surface else None,
+        "timeline": [asdict(run) for run in found.runs],
+        "workers": [asdict(worker) for worker in found.workers],
+        "cost": asdict(found.cost),
+        "trials": [record_as_json(item) for item in found.records],
+        "config": found.config.model_dump(mode="json"),
+        "versions": dict(found.versions),
+        "data_digest": found.data_digest,
+    }
+    cleaned: dict[str, Any] = _for_json(document)
+    return cleaned
+
+
+def _for_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _for_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_for_json(item) for item in value]
+    if isinstance(value, datetime):
+        return value.isoformat() + "Z"
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,218 @@
+"""The report's figures of the search space, from plain data: what trials reached, and where."""
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+
+from studies.analysis import Surface, are_numbers, choice_index, sorted_choices, with_result
+from studies.config import Parameter, Range, Scalar, StudyConfig
+from studies.figures import BEST, COLORS, ROOM, new_figure, rounded, with_room
+from studies.results import TrialRecord
+from studies.text import shortened
+
+GOLDEN = 0.618
+MARGIN = 0.05
+"""At each end of a range, so that points at its bounds are seen whole."""
+LONGEST_CHOICE = 24  # characters
+MOST_LEVEL = 28
+"""Characters of all choices that stand side by side; more are slanted."""
+
+
+def parameter_slice(
+    records: Sequence[TrialRecord], config: StudyConfig, name: str, best: TrialRecord | None
+) -> go.Figure:
+    """What trials have reached over one parameter; pruned ones faint."""
+    figure = new_figure(html.escape(name), None, height=270)
+    for state, opacity in (("pruned", 0.35), ("running", 0.8), ("complete", 0.7)):
+        known = [
+            item
+            for item in with_result(records, config, [name])
+            if item.state == state and not (best and item.number == best.number)
+        ]
+        if known:
+            marker = {"color": COLORS[state], "size": 5, "opacity": opacity}
+            _add_points(figure, config, name, known, state, marker)
+    if best and with_result([best], config, [name]):
+        marker = {"color": BEST, "size": 11, "symbol": "star"}
+        _add_points(figure, config, name, [best], "best", marker)
+    figure.update_xaxes(**_axis(config.space[name]))
+    figure.update_layout(showlegend=False)
+    return with_room(figure)
+
+
+def _add_points(
+    figure: go.Figure,
+    config: StudyConfig,
+    name: str,
+    records: Sequence[TrialRecord],
+    label: str,
+    marker: Mapping[str, Any],
+) -> None:
+    parameter = config.space[name]
+    x: list[float]
+    if isinstance(parameter, Range):
+        x = [rounded(item.parameters[name]) for item in records]
+    else:
+        # Side by side within a choice, in the order of their numbers' golden fractions.
+        choices = sorted_choices(parameter)
+        x = [
+            rounded(
+                choice_index(choices, item.parameters[name])
+                + (item.number * GOLDEN % 1 - 0.5) * 0.6 * (label != "best")
+            )
+            for item in records
+        ]
+    figure.add_scatter(
+        x=x,
+        y=[rounded(item.value) for item in records],
+        customdata=[item.number for item in records],
+        name=label,
+        mode="markers",
+        marker=dict(marker),
+        hovertemplate=f"trial %{{customdata}} ({label}): %{{y:.2%}}<extra></extra>",
+    )
+
+
+def pair(records: Sequence[TrialRecord], config: StudyConfig, shown: Surface) -> go.Figure:
+    """A surface over two parameters, with the trials that it comes from.
+
+    A contour between numbers; a map of fields where a parameter has choices that are not.
+    """
+    first, second = shown.names
+    figure = new_figure(html.escape(first), html.escape(second), height=480, percent=False)
+    values = [[rounded(value) for value in row] for row in shown.values]
+    common = {
+        "x": _pair_values(config, first, shown.x),
+        "y": _pair_values(config, second, shown.y),
+        "z": values,
+        "colorscale": "Viridis",
+        "colorbar": {"title": {"text": "accuracy"}, "tickformat": ".0%", "thickness": 12},
+        "hovertemplate": "%{z:.2%}<extra></extra>",
+    }
+    parameters = [config.space[name] for name in shown.names]
+    is_contour = all(isinstance(item, Range) or are_numbers(item) for item in parameters)
+    if is_contour:
+        figure.add_trace(go.Contour(**common, contours={"coloring": "fill"}, line={"width": 0.5}))
+    else:
+        figure.add_trace(go.Heatmap(**common))
+    known = with_result(records, config, shown.names)
+    for state, color in (("pruned", "rgba(160,160,160,0.9)"), ("complete", "white")):
+        mine = [item for item in known if item.state == state]
+        figure.add_scatter(
+            x=_pair_values(config, first, [item.parameters[first] for item in mine]),
+            y=_pair_values(config, second, [item.parameters[second] for item in mine]),
+            customdata=[item.number for item in mine],
+            name=state,
+            mode="markers",
+            marker={"size": 6, "color": color, "line": {"width": 1, "color": "#333"}},
+            hovertemplate=f"trial %{{customdata}} ({state})<extra></extra>",
+        )
+    figure.update_xaxes(**_axis(config.space[first]))
+    figure.update_yaxes({**_axis(config.space[second]), "tickangle": 0})
+    return figure
+
+
+def _axis(parameter: Parameter) -> dict[str, Any]:
+    """The scale of a parameter; its choices stand at 0, 1, 2 and so on."""
+    if isinstance(parameter, Range):
+        low, high = float(parameter.low), float(parameter.high)
+        if not parameter.log:
+            return {"range": _with_margin(low, high)}
+        return {
+            "type": "log",
+            "range": _with_margin(math.log10(low), math.log10(high)),
+            "exponentformat": "power",
+            "dtick": 1 if high / low > 30 else "D1",
+        }
+    choices = [html.escape(_shown(choice)) for choice in sorted_choices(parameter)]
+    crowded = sum(len(choice) for choice in choices) > MOST_LEVEL
+    return {
+        "tickvals": list(range(len(choices))),
+        "ticktext": choices,
+        "range": [-0.6, len(choices) - 0.4],
+        **({"tickangle": -45} if crowded else {}),
+    }
+
+
+def _with_margin(low: float, high: float) -> list[float]:
+    margin = MARGIN * (high - low)
+    return [low - margin, high + margin]
+
+
+def _pair_values(config: StudyConfig, name: str, values: Sequence[Any]) -> list[float]:
+    parameter = config.space[name]
+    if isinstance(parameter, Range):
+        return [rounded(value) for value in values]
+    choices = sorted_choices(parameter)
+    return [choice_index(choices, value) for value in values]
+
+
+def parallel_coordinates(
+    records: Sequence[TrialRecord], config: StudyConfig, names: Sequence[str]
+) -> go.Figure:
+    """A line for each trial through its parameters to what it has reached."""
+    known = sorted(with_result(records, config, names), key=lambda item: item.value or 0.0)
+    results = [rounded(item.value) for item in known]
+    dimensions = [_dimension(known, config, name) for name in names]
+    ticks = {"tickformat": ".0%"}
+    least, most = min(results), max(results)
+    if least == most:
+        least, most = least - ROOM, most + ROOM
+    dimensions.append({"label": "accuracy", "values": results, "range": [least, most], **ticks})
+    figure = new_figure(None, None, height=440)
+    figure.add_trace(
+        go.Parcoords(
+            line={
+                "color": results,
+                "cmin": least,
+                "cmax": most,
+                "colorscale": "Viridis",
+                "showscale": True,
+                "colorbar": {"thickness": 12, **ticks},
+            },
+            dimensions=dimensions,
+            labelangle=-20,
+            unselected={"line": {"opacity": 0.05}},
+        )
+    )
+    figure.update_layout(margin={"l": 70, "r": 30, "t": 90, "b": 30})
+    return figure
+
+
+def _dimension(known: Sequence[TrialRecord], config: StudyConfig, name: str) -> dict[str, Any]:
+    parameter = config.space[name]
+    values = [item.parameters[name] for item in known]
+    if not isinstance(parameter, Range):
+        choices = sorted_choices(parameter)
+        return {
+            "label": html.escape(name),
+            "values": [choice_index(choices, value) for value in values],
+            "range": [0, max(len(choices) - 1, 1)],
+            "tickvals": list(range(len(choices))),
+            "ticktext": [_shown(choice) for choice in choices],  # Here plotly reads no HTML.
+        }
+    low, high = float(parameter.low), float(parameter.high)
+    if not parameter.log:
+        return {
+            "label": html.escape(name),
+            "values": [rounded(value) for value in values],
+            "range": [low, high],
+        }
+    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    inside = [exponent for exponent in exponents if low <= 10.0**exponent <= high]
+    return {
+        "label": html.escape(name),
+        "values": [rounded(math.log10(value)) for value in values],
+        "range": [math.log10(low), math.log10(high)],
+        "tickvals": inside,
+        "ticktext": [f"{10.0**exponent:g}" for exponent in inside],
+    }
+
+
+def _shown(choice: Scalar) -> str:
+    """Not too long; not escaped."""
+    text = str(choice).lower() if isinstance(choice, bool) else str(choice)
+    return shortened(text, LONGEST_CHOICE)

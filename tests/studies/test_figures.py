@@ -1,0 +1,190 @@
+import math
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+
+from studies.analysis import progress, surface
+from studies.config import parse_study
+from studies.figures import (
+    MOST_POINTS,
+    best_so_far,
+    importance_bars,
+    learning_curves,
+    thinned,
+    timeline_bars,
+)
+from studies.space_figures import pair, parallel_coordinates, parameter_slice
+from studies.timeline import timeline
+from tests.studies.trials import CONFIG, NOW, SMALL, START, trial
+
+BEST, BASELINE = SMALL[2], SMALL[0]
+
+
+def traces(figure: Any) -> dict[str, Any]:
+    return {trace.name: trace for trace in figure.data}
+
+
+def points(trace: Any) -> list[tuple[Any, ...]]:
+    """Trial, x and y of each point."""
+    return [
+        point
+        for point in zip(trace.customdata, trace.x, trace.y, strict=True)
+        if point[0] is not None
+    ]
+
+
+def test_the_best_so_far_is_drawn_over_epochs_and_over_time_with_the_baseline() -> None:
+    steps = progress(SMALL)
+    over_epochs = traces(best_so_far(steps, "epochs", BASELINE))
+    assert points(over_epochs["complete trial"]) == [(0, 6, 0.4), (2, 12, 0.7)]
+    best = over_epochs["best so far"]
+    assert (list(best.x), list(best.y)) == ([6, 7, 7, 12], [0.4, 0.4, 0.4, 0.7])
+    line = over_epochs["the notebook's (trial 0)"]
+    assert (list(line.x), list(line.y)) == ([0, 12], [0.4, 0.4])
+
+    over_time = traces(best_so_far(steps, "seconds", None, unit_seconds=60))
+    assert list(over_time["best so far"].x) == [0.6667, 1.083, 1.25, 2.167]
+    assert len(over_time) == 2, "there is no baseline"
+
+
+def test_a_baseline_that_is_not_complete_is_no_line() -> None:
+    pruned = replace(BASELINE, state="pruned")
+    assert "the notebook's (trial 0)" not in traces(best_so_far(progress(SMALL), "epochs", pruned))
+
+
+def test_every_learning_curve_is_there_and_those_of_pruned_trials_are_faint() -> None:
+    figure = learning_curves(SMALL, BEST, BASELINE)
+    drawn: dict[int, list[tuple[int, float]]] = {}
+    for trace in figure.data:
+        for number, epoch, accuracy in points(trace):
+            drawn.setdefault(number, []).append((epoch, accuracy))
+    assert drawn == {
+        item.number: list(enumerate(item.accuracies, start=1)) for item in SMALL if item.accuracies
+    }
+    shown = traces(figure)
+    assert shown["pruned"].opacity < 0.5 < shown["best (trial 2)"].opacity
+    assert shown["best (trial 2)"].line.width > shown["pruned"].line.width
+
+
+def test_a_gap_parts_the_curves_of_one_state_and_one_epoch_is_a_point() -> None:
+    records = [
+        trial(0, "pruned", 0.1, 0.2),
+        trial(1, "pruned", 0.3),
+        trial(2, "pruned", 0.3, 0.4),
+    ]
+    lines, single = learning_curves(records, None, None).data
+    assert list(lines.y) == [0.1, 0.2, None, 0.3, 0.4, None]
+    assert (lines.mode, single.mode, points(single)) == ("lines", "markers", [(1, 1, 0.3)])
+
+
+def test_of_a_long_curve_the_ends_and_the_best_stay() -> None:
+    accuracies = [epoch / 1000 for epoch in range(500)]
+    accuracies[123] = 0.9
+    kept = thinned(accuracies)
+    assert MOST_POINTS <= len(kept) <= MOST_POINTS + 1
+    assert kept[0] == (1, 0.0)
+    assert kept[-1] == (500, 0.499)
+    assert (124, 0.9) in kept
+    assert all(accuracies[epoch - 1] == accuracy for epoch, accuracy in kept)
+    assert thinned([math.nan, 0.1, math.nan]) == [(2, 0.1)]
+
+
+def test_the_most_important_parameter_is_on_top() -> None:
+    (bars,) = importance_bars({"rate": 0.75, "<b>": 0.25}).data
+    assert list(bars.y) == ["&lt;b&gt;", "rate"], "plotly draws from below"
+    assert list(bars.x) == [0.25, 0.75]
+
+
+def test_a_slice_shows_what_each_trial_reached_over_a_parameter() -> None:
+    figure = parameter_slice(SMALL, CONFIG, "rate", BEST)
+    shown = traces(figure)
+    assert points(shown["complete"]) == [(0, 0.01, 0.4)]
+    assert points(shown["pruned"]) == [(1, 0.5, 0.25)]
+    assert points(shown["best"]) == [(2, 0.05, 0.7)]
+    assert figure.layout.xaxis.type == "log"
+    low, high = figure.layout.xaxis.range
+    assert low < math.log10(0.001) < math.log10(1.0) < high, "the edges of the space are seen"
+
+
+def test_the_points_of_a_choice_stand_at_the_choice() -> None:
+    figure = parameter_slice(SMALL, CONFIG, "optimizer", BEST)
+    assert list(figure.layout.xaxis.ticktext) == ["sgd", "adam"]
+    ((_, x, _),) = points(traces(figure)["pruned"])
+    assert round(x) == 1, "trial 1 is one of adam"
+    ((_, x, _),) = points(traces(figure)["best"])
+    assert x == 0
+
+
+@pytest.mark.parametrize(("second", "kind"), [("decay", "contour"), ("optimizer", "heatmap")])
+def test_the_pair_is_a_contour_between_numbers_and_else_a_map(second: str, kind: str) -> None:
+    found = surface(SMALL, CONFIG, ("rate", second))
+    assert found is not None
+    figure = pair(SMALL, CONFIG, found)
+    area = figure.data[0]
+    assert area.type == kind
+    for drawn, value in zip(area.z[-1], found.values[-1], strict=True):
+        assert drawn == (None if value is None else pytest.approx(value, rel=1e-3))
+    numbers = [number for trace in figure.data[1:] for number, *_ in points(trace)]
+    assert sorted(numbers) == [0, 1, 2]
+
+
+def test_parallel_coordinates_have_a_line_for_each_trial_that_reached_something() -> None:
+    (lines,) = parallel_coordinates(SMALL, CONFIG, ["rate", "optimizer"]).data
+    rate, optimizer, accuracy = lines.dimensions
+    reached = sorted(
+        (item.value, math.log10(item.parameters["rate"]), item.parameters["optimizer"])
+        for item in SMALL
+        if item.value is not None
+    )
+    assert list(accuracy["values"]) == [value for value, _, _ in reached]
+    assert list(rate["values"]) == pytest.approx([where for _, where, _ in reached], rel=1e-3)
+    assert [optimizer.ticktext[index] for index in optimizer["values"]] == [
+        name for _, _, name in reached
+    ]
+    assert list(rate.ticktext) == ["0.001", "0.01", "0.1", "1"]
+
+
+def test_the_timeline_has_a_bar_for_each_run_and_marks_what_was_lost_and_resumed() -> None:
+    figure = timeline_bars(timeline(SMALL, NOW))
+    bars = {
+        (number, worker, trace.name): (
+            (datetime.fromisoformat(base) - START).total_seconds(),
+            length / 1000,
+        )
+        for trace in figure.data
+        if trace.type == "bar"
+        for number, worker, base, length in zip(
+            trace.customdata, trace.y, trace.base, trace.x, strict=True
+        )
+    }
+    assert bars == {
+        (0, "host-1", "complete"): (0, 40),
+        (1, "host-2", "pruned"): (10, 20),
+        (2, "host-2", "worker lost"): (50, 20),
+        (2, "host-3", "complete"): (100, 30),
+        (3, "host-1", "diverged"): (60, 5),
+        (4, "host-1", "failed"): (70, 5),
+        (5, "host-1", "running"): (900, 100),
+    }
+    lost, resumed = (traces(figure)[name] for name in ("worker lost here", "resumed here"))
+    assert points(lost) == [(2, (START + timedelta(seconds=70)).isoformat(), "host-2")]
+    assert points(resumed) == [(2, (START + timedelta(seconds=100)).isoformat(), "host-3")]
+
+
+def test_one_value_alone_is_shown_near_to_it() -> None:
+    figure = best_so_far(progress([trial(0, "complete", 0.4)]), "epochs", None)
+    low, high = figure.layout.yaxis.range
+    assert 0.3 < low < 0.4 < high < 0.5
+
+
+def test_choices_that_are_numbers_are_in_order_of_size() -> None:
+    config = parse_study(
+        {"name": "a", "space": {"batch": [512, 64, 128]}, "budget": {"trials": 1}}, "a"
+    )
+    records = [trial(0, "complete", 0.5, parameters={"batch": 512})]
+    figure = parameter_slice(records, config, "batch", None)
+    assert list(figure.layout.xaxis.ticktext) == ["64", "128", "512"]
+    ((_, x, _),) = points(traces(figure)["complete"])
+    assert round(x) == 2

@@ -1,0 +1,229 @@
+import html
+import json
+import math
+import re
+import time
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.storages import BaseStorage
+
+from data.errors import UserError
+from studies.config import parse_study
+from studies.findings import Findings, as_document
+from studies.report import page, write_report
+from tests.benchmarks.curves import SPACE, read_table
+from tests.studies.trials import found
+
+RATE = {"low": 1e-4, "high": 1.0, "log": True}
+SECTIONS = (
+    *("best-so-far", "top", "learning-curves", "importance", "slices", "pair"),
+    *("parallel-coordinates", "timeline", "cost", "reproduce"),
+)
+HOSTILE = "</script><script>alert(1)</script>"
+
+
+def recorded(count: int) -> Findings:
+    """A study of our own trial: the recorded curves, every second one pruned after 3 epochs."""
+    rows = read_table()[1]
+    trials = []
+    for number in range(count):
+        row = rows[number % len(rows)]
+        accuracies = row["accuracies"] or [0.1]
+        if number % 2:
+            accuracies = accuracies[:3]
+        trials.append(("pruned" if number % 2 else "complete", row["parameters"], accuracies))
+    return found({"name": "recorded", "space": SPACE}, trials, with_baseline=True)
+
+
+def one_trial() -> Findings:
+    return found(
+        {"name": "one", "space": {"rate": RATE}}, [("complete", {"rate": 0.1}, [0.1, 0.2])], True
+    )
+
+
+def none_finished() -> Findings:
+    trials = [("running", {"rate": 0.1}, [0.1]), ("running", {}, []), ("waiting", {}, [])]
+    return found({"name": "none", "space": {"rate": RATE}}, trials)
+
+
+def none_begun() -> Findings:
+    return found({"name": "new", "space": {"rate": RATE}}, [])
+
+
+def all_pruned() -> Findings:
+    trials = [("pruned", {"rate": 0.01 * (i + 1), "on": i % 2 == 0}, [0.01 * i]) for i in range(12)]
+    return found({"name": "pruned", "space": {"rate": RATE, "on": [True, False]}}, trials)
+
+
+def grid_of_one_parameter(storage: BaseStorage | None = None) -> Findings:
+    settings = {"trial": {"objective": "own:train", "epochs": 2}, "sampler": {"name": "grid"}}
+    trials = [("complete", {"x": x}, [x / 2, x]) for x in (0.25, 0.75, 0.5)]
+    space = {"x": [0.25, 0.5, 0.75]}
+    return found({"name": "grid", "space": space, **settings}, trials, storage=storage)
+
+
+def without_numbers() -> Findings:
+    """NaN, and names and choices that a browser could take for its own."""
+    names = [HOSTILE, "<img src=x onerror=alert(2)>", True, 1]
+    trials: list[tuple[str, dict[str, Any], list[float]]] = [
+        (
+            "pruned" if i % 3 else "complete",
+            {"x": i / 20, "<b>": names[i % 4]},
+            [math.nan, i / 40] if i % 3 else [0.1, math.nan, i / 30],
+        )
+        for i in range(16)
+    ]
+    trials += [("pruned", {"x": 0.5, "<b>": True}, [math.nan]), ("failed", {}, [])]
+    space = {"x": {"low": 0.0, "high": 1.0}, "<b>": names}
+    settings = {"trial": {"objective": "own:train"}}
+    return found({"name": "nan", "space": space, **settings}, trials)
+
+
+EDGES = (
+    *(one_trial, none_finished, none_begun, all_pruned, grid_of_one_parameter, without_numbers),
+)
+
+
+def data_of(text: str) -> dict[str, Any]:
+    (content,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text)
+    data: dict[str, Any] = json.loads(content)
+    return data
+
+
+@pytest.mark.parametrize("study", EDGES)
+def test_every_section_is_there_whatever_the_study(study: Any) -> None:
+    report = study()
+    text = page(report)
+    assert tuple(re.findall(r'<section id="([\w-]+)">', text)) == SECTIONS
+    assert text.count('<p class="look">') == len(SECTIONS)
+    for place in data_of(text)["figures"]:
+        assert f'<div id="{place}"' in text
+    json.dumps(as_document(report, 10), allow_nan=False)
+
+
+def test_what_cannot_be_said_yet_is_said_in_words() -> None:
+    assert page(none_finished()).count("No trial is complete yet.") == 2
+    assert set(data_of(page(none_finished()))["figures"]) == {
+        *("curves", "slice-0", "parallel", "runs")
+    }
+    assert data_of(page(none_begun()))["figures"] == {}
+
+
+def test_without_the_notebook_s_configuration_nothing_is_said_of_it() -> None:
+    assert "notebook" in page(one_trial()).split("plotly")[0]
+    text = page(grid_of_one_parameter())
+    assert "notebook" not in text.split('<script type="application/json"')[0]
+
+
+def test_text_of_the_study_stays_text() -> None:
+    text = page(without_numbers())
+    assert HOSTILE not in text
+    assert "<img src=x" not in text
+    assert "&lt;img src=x onerror=alert(2)&gt;" in text
+
+
+def test_what_somebody_else_has_stored_is_shown_harmlessly_or_not_at_all() -> None:
+    long_ago = {"started": "0001-01-01", "ended": "0001-01-02", "epochs": 10**11, "worker": HOSTILE}
+    space = {"rate": RATE, "on": [True, False]}
+    report = found(
+        {"name": "hostile", "space": space},
+        [("complete", {"rate": 0.1, "on": True}, [0.1, math.inf])] * 12,
+        attributes={
+            "worker": f"{HOSTILE}\ud800\x1b[2J",
+            "device": "<b>",
+            "error": HOSTILE,
+            "earlier_runs": ["x", {"started": 1, "ended": 2}, long_ago],
+        },
+    )
+    strange = replace(report.records[0], parameters={"rate": "fast", "on": 1}, value=0.5)
+    text = page(replace(report, records=[*report.records, strange]))
+    text.encode()
+    assert HOSTILE not in text
+    assert "\x1b[2J" not in text
+    json.dumps(as_document(report, 10), allow_nan=False)
+
+
+def test_a_thousand_trials_are_small_and_quick() -> None:
+    report = recorded(1000)
+    started = time.perf_counter()
+    text = page(report)
+    assert time.perf_counter() - started < 20
+    assert len(text.encode()) < 8_000_000
+    data = data_of(text)
+    assert len(data["trials"]) == 1000
+    drawn = {
+        number
+        for trace in data["figures"]["curves"]["data"]
+        for number in trace["customdata"]
+        if number is not None
+    }
+    assert drawn == set(range(1000))
+    assert len(json.dumps(data)) < 1_500_000, "no hover text with each point"
+
+
+def test_the_table_has_the_ten_best_with_their_parameters() -> None:
+    report = recorded(300)
+    (table,) = re.findall(r'<section id="top">.*?(<table>.*?</table>)', page(report), re.DOTALL)
+    cells = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in table.split("<tr>")[2:]]
+    rows = read_table()[1]
+    complete = sorted(
+        range(0, 300, 2), key=lambda number: (-max(rows[number]["accuracies"]), number)
+    )
+    assert [int(row[1]) for row in cells] == complete[:10]
+    assert [row[2] for row in cells] == [
+        f"{max(rows[number]['accuracies']):.2%}" for number in complete[:10]
+    ]
+    header = re.findall(r"<th[^>]*>(.*?)</th>", table)
+    place = header.index("optimizer")
+    assert [row[place] for row in cells] == [
+        rows[number]["parameters"]["optimizer"] for number in complete[:10]
+    ]
+
+
+def test_what_it_cost_is_said_in_epochs_and_hours() -> None:
+    report = recorded(300)
+    (section,) = re.findall(r'<section id="cost">(.*?)</section>', page(report), re.DOTALL)
+    said = dict(re.findall(r"<tr><td[^>]*>(.*?)</td><td>(.*?)</td></tr>", html.unescape(section)))
+    lengths = [len(item.accuracies) for item in report.records]
+    saved = sum(10 - length for length in lengths[1::2])
+    assert said["epochs trained"] == f"{sum(lengths):,}"
+    assert said["epochs saved by pruning"] == f"{saved:,} ({saved / (sum(lengths) + saved):.0%})"
+    assert said["CPU hours spent on trials"] == f"{10 * sum(lengths) / 3600:.2f}"
+    assert said["CPU hours saved by pruning, at each trial's own speed"] == (
+        f"{10 * saved / 3600:.2f}"
+    )
+
+
+def test_the_study_file_in_it_makes_the_same_study() -> None:
+    report = recorded(20)
+    *_, study_file = re.findall(r"<pre>(.*?)</pre>", page(report), re.DOTALL)
+    assert parse_study(tomllib.loads(html.unescape(study_file)), "report") == report.config
+    assert "hpsearch replay recorded --trial" in page(report)
+    assert "hpsearch replay" not in page(grid_of_one_parameter()), "it replays no own objective"
+
+
+def test_the_json_has_the_numbers_of_all_figures(tmp_path: Path) -> None:
+    report = recorded(60)
+    write_report(report, tmp_path / "a.html", tmp_path / "a.json")
+    document = json.loads((tmp_path / "a.json").read_text())
+    assert (document["study"], document["baseline"], len(document["top"])) == ("recorded", 0, 10)
+    assert [item["accuracies"] for item in document["trials"]] == [
+        list(item.accuracies) for item in report.records
+    ]
+    assert document["importances"] == dict(report.importances)
+    assert len(document["progress"]) == len(document["timeline"]) == 60
+    assert document["timeline"][0]["run"]["started"] == "2026-01-01T12:00:00Z"
+    assert document["cost"]["epochs"] == sum(len(item.accuracies) for item in report.records)
+    assert document["pair"]["names"] == list(report.importances)[:2]
+
+
+def test_where_nothing_can_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written"):
+        write_report(one_trial(), tmp_path / "file" / "a.html")
+    with pytest.raises(UserError, match="cannot be written"):
+        write_report(one_trial(), tmp_path)
