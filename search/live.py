@@ -11,8 +11,15 @@ from rich.table import Table
 from rich.text import Text
 
 from search.launch import Slot
-from studies.config import StudyConfig, is_fixed
-from studies.results import Summary, TrialRecord, rank, summarise
+from studies.config import StudyConfig
+from studies.results import (
+    Summary,
+    TrialRecord,
+    rank,
+    readable_seconds,
+    summarise,
+    varied_values,
+)
 from studies.text import counted, readable
 
 
@@ -178,23 +185,9 @@ def seconds_left(view: View) -> float | None:
     return min(estimates, default=None)
 
 
-def readable_seconds(seconds: float) -> str:
-    """For instance `45 s`, `3 min`, `2 h 05 min`."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
 def readable_parameters(record: TrialRecord, config: StudyConfig) -> str:
     """On one line, the parameters that the study varies."""
-    return readable(
-        {
-            name: value
-            for name, value in record.parameters.items()
-            if name in config.space and not is_fixed(config.space[name])
-        }
-    )
+    return readable(varied_values(record, config))
 
 
 def results_table(records: Sequence[TrialRecord], config: StudyConfig, top: int) -> Table:

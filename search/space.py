@@ -14,7 +14,8 @@ from optuna.distributions import (
 )
 
 from data.errors import UserError
-from studies.config import Parameter, Range
+from studies.config import Parameter, Range, is_same
+from studies.text import as_written
 
 MOST_GRID_TRIALS = 1000
 
@@ -115,17 +116,9 @@ def _nearest_value(distribution: BaseDistribution, value: Any) -> Any:
     return round(bounded) if isinstance(distribution, IntDistribution) else float(bounded)
 
 
-def as_written(choice: Any) -> str:
-    """A choice as a study file has it, without quotes."""
-    return str(choice).lower() if isinstance(choice, bool) else str(choice)
-
-
 def choice_of(distribution: CategoricalDistribution, value: Any) -> Any:
-    """The choice that equals a value, or None. Exactly: True is 1 to Python, and not to a user."""
-    for choice in distribution.choices:
-        if choice == value and isinstance(choice, bool) == isinstance(value, bool):
-            return choice
-    return None
+    """The choice that equals a value, or None."""
+    return next((choice for choice in distribution.choices if is_same(choice, value)), None)
 
 
 def checked_point(space: Space, values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

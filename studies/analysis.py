@@ -13,7 +13,7 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from studies.config import Parameter, Range, Scalar, StudyConfig, is_fixed
+from studies.config import Parameter, Range, Scalar, StudyConfig, is_fixed, is_same
 from studies.results import TrialRecord, record
 from studies.storage import quiet_optuna
 from studies.timeline import epochs_trained, runs_of
@@ -139,7 +139,7 @@ def with_result(
 
 def _is_in(parameter: Parameter, value: object) -> bool:
     if not isinstance(parameter, Range):
-        return any(_same(choice, value) for choice in parameter)
+        return any(is_same(choice, value) for choice in parameter)
     return isinstance(value, int | float) and parameter.low <= value <= parameter.high
 
 
@@ -154,12 +154,7 @@ def sorted_choices(choices: Sequence[Scalar]) -> list[Scalar]:
 
 def choice_index(choices: Sequence[Scalar], value: object) -> int:
     """Where a choice stands."""
-    return next(index for index, choice in enumerate(choices) if _same(choice, value))
-
-
-def _same(choice: Scalar, value: object) -> bool:
-    """Exactly: True is 1 to Python, and not to a user."""
-    return choice == value and isinstance(choice, bool) == isinstance(value, bool)
+    return next(index for index, choice in enumerate(choices) if is_same(choice, value))
 
 
 @dataclass(frozen=True, slots=True)

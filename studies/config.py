@@ -109,6 +109,11 @@ def is_fixed(parameter: Parameter) -> bool:
     return not isinstance(parameter, Range) and len(parameter) == 1
 
 
+def is_same(choice: Any, value: Any) -> bool:
+    """Exactly: True is 1 to Python, and not to a user."""
+    return bool(choice == value) and isinstance(choice, bool) == isinstance(value, bool)
+
+
 def _as_tables(value: object) -> object:
     """A list of tables becomes a tuple."""
     if not isinstance(value, list | tuple) or not all(isinstance(item, dict) for item in value):

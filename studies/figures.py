@@ -13,6 +13,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from studies.analysis import Step
+from studies.page import label, new_figure, rounded
 from studies.results import TrialRecord
 from studies.timeline import ShownRun
 
@@ -23,20 +24,21 @@ COLORS = {
     "diverged": "#CC79A7",
     "failed": "#D55E00",
     "running": "#009E73",
-    "lost": "#D55E00",
+    "lost": "#8C564B",
     "handed back": "#7B61C4",
 }
 BEST = "#E69F00"
 BASELINE = "#C0392B"
 MOST_POINTS = 60
 """Of a learning curve that are drawn; more are not told apart."""
-DIGITS = 4
-"""Of a number that is drawn."""
 FEW_EPOCHS = 12
 """Each of which has its number at the axis."""
+UNKNOWN = "unknown"  # worker
 ROOM = 0.05
 LANE = 26  # pixels
-HIGHEST = 900  # pixels
+FEW_LANES = 30
+"""Each of which has its name beside it; of more, which are narrow, every second."""
+NARROW_LANE = 9  # pixels
 
 
 def best_so_far(
@@ -92,7 +94,7 @@ def learning_curves(
     figure = new_figure("epoch", "validation accuracy", height=480)
     marked = [item.number for item in (best, baseline) if item]
     styles = [
-        ("pruned", 0.35, 1.0),
+        ("pruned", 0.45, 1.0),
         ("diverged", 0.7, 1.0),
         ("failed", 0.7, 1.0),
         ("running", 0.9, 1.5),
@@ -169,25 +171,25 @@ def thinned(accuracies: Sequence[float]) -> list[tuple[int, float]]:
 
 def importance_bars(importances: Mapping[str, float]) -> go.Figure:
     """A bar for each parameter, the most important on top."""
-    names = [html.escape(name) for name in reversed(list(importances))]
-    values = [rounded(value) for value in reversed(list(importances.values()))]
+    names = list(importances)
     figure = new_figure("share of the importance", None, height=90 + LANE * len(names))
     figure.add_bar(
-        x=values,
-        y=names,
+        x=[rounded(value) for value in importances.values()],
+        y=[html.escape(name) for name in names],
         orientation="h",
         marker={"color": COLORS["complete"]},
         hovertemplate="%{y}: %{x:.0%}<extra></extra>",
     )
     figure.update_xaxes(tickformat=".0%", rangemode="tozero")
-    figure.update_yaxes(type="category", automargin=True)
+    figure.update_yaxes(_lanes(names))
     return figure
 
 
 def timeline_bars(shown: Sequence[ShownRun]) -> go.Figure:
     """Who ran what when: a line a worker, a bar a run."""
-    workers = list(dict.fromkeys(_worker(entry) for entry in shown))
-    height = min(110 + LANE * len(workers), max(HIGHEST, 110 + 8 * len(workers)))
+    workers = list(dict.fromkeys(entry.run.worker or UNKNOWN for entry in shown))
+    lane = LANE if len(workers) <= FEW_LANES else NARROW_LANE
+    height = 110 + lane * len(workers)
     figure = new_figure("UTC", None, height=height, percent=False)
     for end in dict.fromkeys(entry.end for entry in shown):
         mine = [entry for entry in shown if entry.end == end]
@@ -196,7 +198,8 @@ def timeline_bars(shown: Sequence[ShownRun]) -> go.Figure:
             base=[_time(entry.run.started) for entry in mine],
             x=[round(1000 * _seconds(entry)) for entry in mine],
             customdata=[entry.trial for entry in mine],
-            name={"lost": "worker lost"}.get(end, end),
+            name=end,
+            showlegend=end != "lost",  # The cross at its end says so.
             orientation="h",
             marker={"color": COLORS[end], "line": {"width": 0.5, "color": "white"}},
             opacity=0.9,
@@ -205,21 +208,32 @@ def timeline_bars(shown: Sequence[ShownRun]) -> go.Figure:
     _add_marks(
         figure,
         [(entry, entry.run.started) for entry in shown if entry.run.epochs_before],
-        "resumed here",
+        "resumed",
         {"symbol": "triangle-right", "size": 10, "color": BEST},
     )
     _add_marks(
         figure,
         [(entry, entry.run.ended) for entry in shown if entry.run.lost],
-        "worker lost here",
+        "worker lost",
         {"symbol": "x", "size": 9, "color": COLORS["lost"]},
     )
     figure.update_layout(barmode="overlay", bargap=0.25)
     figure.update_xaxes(type="date")
-    figure.update_yaxes(
-        type="category", categoryorder="array", categoryarray=workers[::-1], automargin=True
-    )
+    figure.update_yaxes(_lanes(workers))
     return figure
+
+
+def _lanes(names: Sequence[str]) -> dict[str, Any]:
+    """An axis with a line for each name, the first on top."""
+    escaped = [html.escape(name) for name in names]
+    every = 1 if len(names) <= FEW_LANES else 2
+    return {
+        "type": "category",
+        "categoryorder": "array",
+        "categoryarray": escaped[::-1],
+        "tickvals": escaped[::every],
+        "ticktext": [label(name) for name in names[::every]],
+    }
 
 
 def _add_marks(
@@ -241,7 +255,7 @@ def _add_marks(
 
 
 def _worker(entry: ShownRun) -> str:
-    return html.escape(entry.run.worker or "unknown")
+    return html.escape(entry.run.worker or UNKNOWN)
 
 
 def _seconds(entry: ShownRun) -> float:
@@ -258,29 +272,4 @@ def with_room(figure: go.Figure) -> go.Figure:
     if len(values) == 1:
         (value,) = values
         figure.update_yaxes(range=[value - ROOM, value + ROOM])
-    return figure
-
-
-def rounded(value: float | None) -> Any:
-    """With as many digits as can be seen; None for what is no number."""
-    if value is None or not math.isfinite(value):
-        return None
-    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
-
-
-def new_figure(x: str | None, y: str | None, height: int = 340, percent: bool = True) -> go.Figure:
-    """An empty figure, with transparent background, for light pages and dark ones."""
-    figure = go.Figure()
-    figure.update_layout(
-        template="none",
-        height=height,
-        margin={"l": 60, "r": 20, "t": 30, "b": 50},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        hovermode="closest",
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-    )
-    grid = {"gridcolor": "rgba(128,128,128,0.25)", "zeroline": False, "automargin": True}
-    figure.update_xaxes(title=x, **grid)
-    figure.update_yaxes(title=y, tickformat=".0%" if percent else None, **grid)
     return figure

@@ -1,6 +1,5 @@
 """All that a report says of a study, as plain data and as JSON."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -8,7 +7,7 @@ from typing import Any
 
 from studies.analysis import Step, Surface, importances, progress, surface, varied_parameters
 from studies.config import StudyConfig
-from studies.results import TrialRecord, as_json, rank, record, record_as_json, summarise
+from studies.results import TrialRecord, as_json, for_json, rank, record, summarise
 from studies.study import DATA_DIGEST, VERSIONS, OpenedStudy
 from studies.timeline import Cost, ShownRun, WorkerTime, cost, timeline, worker_times
 
@@ -72,16 +71,15 @@ def findings(opened: OpenedStudy, baseline: TrialRecord | None, now: datetime) -
 def as_document(found: Findings, top: int) -> dict[str, Any]:
     """All numbers of the report's figures and tables, for `json.dumps`.
 
-    Times are in UTC; see the dataclasses for the meaning of each key. What is no number is null.
+    See the dataclasses for the meaning of each key.
 
     Args:
         top: how many of the best trials.
     """
-    summary = as_json(summarise(found.records), found.ranked[:top])
     document = {
         "study": found.config.name,
         "made": found.now,
-        **summary,
+        **as_json(summarise(found.records), found.ranked[:top]),
         "baseline": found.baseline.number if found.baseline else None,
         "progress": [asdict(step) for step in found.steps],
         "importances": dict(found.importances),
@@ -89,22 +87,10 @@ def as_document(found: Findings, top: int) -> dict[str, Any]:
         "timeline": [asdict(run) for run in found.runs],
         "workers": [asdict(worker) for worker in found.workers],
         "cost": asdict(found.cost),
-        "trials": [record_as_json(item) for item in found.records],
+        "trials": [asdict(item) for item in found.records],
         "config": found.config.model_dump(mode="json"),
         "versions": dict(found.versions),
         "data_digest": found.data_digest,
     }
-    cleaned: dict[str, Any] = _for_json(document)
+    cleaned: dict[str, Any] = for_json(document)
     return cleaned
-
-
-def _for_json(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _for_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_for_json(item) for item in value]
-    if isinstance(value, datetime):
-        return value.isoformat() + "Z"
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

@@ -1,22 +1,26 @@
-"""The report of a study: one HTML file that needs nothing else, and the same in numbers."""
+"""The report of a study: what it has found, as a page with a sentence on what to look for in each
+section, and the same in numbers."""
 
 import html
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from string import Template
 
-from plotly.offline import get_plotlyjs
+import tomli_w
 
-from data.errors import UserError
-from data.files import write_whole
-from studies.config import StudyConfig, is_fixed
+from studies import figures, space_figures
+from studies.analysis import FEWEST_FOR_IMPORTANCE, with_result
+from studies.config import DEFAULT_OBJECTIVE, StudyConfig
 from studies.findings import Findings, as_document
-from studies.results import TrialRecord, summarise
-from studies.sections import SECTIONS, TOP, Figures, shown_value
-from studies.text import printable, shortened
+from studies.page import Figures, page, place, section, table, tiles, write_text
+from studies.results import TrialRecord, readable_seconds, summarise, varied_values
+from studies.text import shortened
 
-TEMPLATE = Path(__file__).with_suffix(".html")
+TOP = 10
+"""Trials in the table of the best."""
+MOST_PARAMETERS = 20
+"""The most important ones, that are drawn."""
+FEW_WORKERS = 12
+"""Whose times are shown without being asked for."""
 LONGEST_REASON = 100  # characters, in a hover text
 
 
@@ -29,64 +33,18 @@ def write_report(found: Findings, output: Path, numbers: Path | None = None) -> 
     Raises:
         UserError: a file cannot be written.
     """
-    _write(output, page(found))
+    write_text(output, report_page(found))
     if numbers:
         document = as_document(found, TOP)
-        _write(numbers, json.dumps(document, indent=2, allow_nan=False) + "\n")
+        write_text(numbers, json.dumps(document, indent=2, allow_nan=False) + "\n")
 
 
-def _write(path: Path, text: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, text.encode())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
-
-
-def page(found: Findings) -> str:
+def report_page(found: Findings) -> str:
     """The whole HTML file. Without a network it shows all that it has."""
     drawn: Figures = {}
-    body = [_head(found), *(section(found, drawn) for section in SECTIONS)]
-    data = {
-        "figures": {place: figure.to_plotly_json() for place, figure in drawn.items()},
-        "trials": {item.number: about(item, found.config) for item in found.records},
-    }
-    return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
-        name=html.escape(found.config.name),
-        body=printable("\n".join(body)),
-        # Else a text in it could end the script element.
-        data=json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
-        plotly=get_plotlyjs(),
-    )
-
-
-def _head(found: Findings) -> str:
-    config, summary = found.config, summarise(found.records)
-    best, baseline = summary.best, found.baseline
-    budget = f" of {config.budget.trials}" if config.budget.trials else ""
-    tiles = [("trials finished", f"{summary.finished}{budget}")]
-    if best and best.value is not None:
-        tiles.append((f"best validation accuracy, trial {best.number}", f"{best.value:.2%}"))
-        gains = baseline and baseline.state == "complete" and baseline.number != best.number
-        if gains and baseline and baseline.value is not None:
-            gained = 100 * (best.value - baseline.value)
-            tiles.append((f"points above the notebook's {baseline.value:.2%}", f"{gained:+.2f}"))
-    counts = {
-        name: getattr(summary, name)
-        for name in ("complete", "pruned", "diverged", "failed", "running", "waiting")
-    }
-    tiles += [(name, str(count)) for name, count in counts.items() if count]
-    shown = "".join(
-        f'<div class="tile"><b>{value}</b><span>{html.escape(label)}</span></div>'
-        for label, value in tiles
-    )
-    return (
-        f"<h1>{html.escape(config.name)}</h1>\n"
-        f'<p class="about">{html.escape(config.data.source)}, {config.trial.epochs} epochs a '
-        f"trial, {config.sampler.name} sampler, {config.pruner.name} pruner; as of "
-        f"{found.now:%Y-%m-%d %H:%M} UTC</p>\n"
-        f'<div class="tiles">{shown}</div>\n'
-    )
+    body = [_head(found), *(part(found, drawn) for part in SECTIONS)]
+    notes = {item.number: about(item, found.config) for item in found.records}
+    return page(found.config.name, body, drawn, notes)
 
 
 def about(item: TrialRecord, config: StudyConfig) -> str:
@@ -94,12 +52,250 @@ def about(item: TrialRecord, config: StudyConfig) -> str:
     lines = [
         f"{item.state}, {len(item.accuracies)} of {config.trial.epochs} epochs",
         *([shortened(item.reason, LONGEST_REASON)] if item.reason else []),
-        *(f"{name} {value}" for name, value in _parameters(item, config)),
+        *(f"{name} {value}" for name, value in varied_values(item, config).items()),
     ]
     return "<br>".join(html.escape(line) for line in lines)
 
 
-def _parameters(item: TrialRecord, config: StudyConfig) -> Iterator[tuple[str, str]]:
-    for name, value in item.parameters.items():
-        if name in config.space and not is_fixed(config.space[name]):
-            yield name, shown_value(value)
+def _head(found: Findings) -> str:
+    config, summary = found.config, summarise(found.records)
+    best, baseline = summary.best, found.baseline
+    budget = f" of {config.budget.trials}" if config.budget.trials else ""
+    shown = [(f"{summary.finished}{budget}", "trials finished")]
+    if best and best.value is not None:
+        shown.append((f"{best.value:.2%}", f"best validation accuracy, trial {best.number}"))
+        if baseline and baseline.state == "complete" and baseline.number != best.number:
+            reached = baseline.value or 0.0
+            gained = 100 * (best.value - reached)
+            shown.append((f"{gained:+.2f}", f"points above the notebook's {reached:.2%}"))
+    counts = {
+        name: getattr(summary, name)
+        for name in ("complete", "pruned", "diverged", "failed", "running", "waiting")
+    }
+    shown += [(str(count), name) for name, count in counts.items() if count]
+    return (
+        f"<h1>{html.escape(config.name)}</h1>\n"
+        f'<p class="about">{html.escape(config.data.source)}, {config.trial.epochs} epochs a '
+        f"trial, {config.sampler.name} sampler, {config.pruner.name} pruner; as of "
+        f"{found.now:%Y-%m-%d %H:%M} UTC</p>\n{tiles(shown)}\n"
+    )
+
+
+def _best_so_far(found: Findings, drawn: Figures) -> str:
+    look = "A line that still rises says that more trials would pay"
+    if found.baseline:
+        look += (
+            "; its distance from the dashed line is what the search has gained over the notebook's "
+            "configuration"
+        )
+    content = "No trial is complete yet."
+    if found.ranked:
+        longest = found.steps[-1].seconds if found.steps else 0.0
+        unit = next((unit for unit in (3600.0, 60.0) if longest > 3 * unit), 1.0)
+        over_epochs = figures.best_so_far(found.steps, "epochs", found.baseline)
+        over_time = figures.best_so_far(found.steps, "seconds", found.baseline, unit)
+        content = (
+            f'<div class="side-by-side">{place(drawn, "best-over-epochs", over_epochs)}'
+            f"{place(drawn, 'best-over-time', over_time)}</div>"
+        )
+    return section("best-so-far", "Best so far", f"{look}.", content)
+
+
+def _top(found: Findings, _: Figures) -> str:
+    content = "No trial is complete yet."
+    if found.ranked:
+        rows = []
+        for item in found.ranked[:TOP]:
+            values = varied_values(item, found.config)
+            reached = [str(item.number), f"{item.value or 0:.2%}"]
+            took = readable_seconds(item.seconds or 0.0)
+            rows.append([*reached, took, *(values.get(name, "") for name in found.varied)])
+        content = table(["trial", "validation", "time", *found.varied], rows)
+    return section(
+        "top",
+        "The ten best trials",
+        "Look for what they have in common. The best of many noisy trials is partly luck: "
+        f"<code>hpsearch confirm {html.escape(found.config.name)}</code> trains them again with "
+        "new seeds.",
+        content,
+    )
+
+
+def _learning_curves(found: Findings, drawn: Figures) -> str:
+    best = found.ranked[0] if found.ranked else None
+    content = "No trial has reported an epoch yet."
+    if any(item.value is not None for item in found.records):
+        figure = figures.learning_curves(found.records, best, found.baseline)
+        content = place(drawn, "curves", figure)
+    return section(
+        "learning-curves",
+        "Learning curves",
+        "If the best still rise at the last epoch, more epochs would pay; if a faint, pruned curve "
+        "was about to overtake others, the pruner is too eager.",
+        content,
+    )
+
+
+def _importance(found: Findings, drawn: Figures) -> str:
+    content = f"It takes {FEWEST_FOR_IMPORTANCE} trials with a result, and a parameter that varies."
+    if found.importances:
+        most = dict(list(found.importances.items())[:MOST_PARAMETERS])
+        content = place(drawn, "importances", figures.importance_bars(most))
+    return section(
+        "importance",
+        "Importance of the parameters",
+        "How much each decides whether a trial is among the best (PED-ANOVA, over pruned trials "
+        "too): what is near zero may be held fixed in the next study.",
+        content,
+    )
+
+
+def _slices(found: Findings, drawn: Figures) -> str:
+    best = found.ranked[0] if found.ranked else None
+    content = "No trial has a result yet, or no parameter varies."
+    if found.varied and with_result(found.records, found.config, []):
+        places = [
+            place(
+                drawn,
+                f"slice-{index}",
+                space_figures.parameter_slice(found.records, found.config, name, best),
+            )
+            for index, name in enumerate(found.varied[:MOST_PARAMETERS])
+        ]
+        content = f'<div class="small">{"".join(places)}</div>'
+    return section(
+        "slices",
+        "Each parameter",
+        "Look where the highest points are (the star is the best trial): at the edge of a range, "
+        "widen it. Of pruned trials, grey, it is what they had reached.",
+        content,
+    )
+
+
+def _pair(found: Findings, drawn: Figures) -> str:
+    content = "It takes two parameters whose importance is known."
+    if found.surface:
+        figure = space_figures.pair(found.records, found.config, found.surface)
+        content = place(drawn, "pair-surface", figure)
+    return section(
+        "pair",
+        "The two most important parameters together",
+        "A slanting ridge says that the two have to be chosen together. The colour is the mean of "
+        "what the trials nearby have reached, pruned ones too.",
+        content,
+    )
+
+
+def _parallel_coordinates(found: Findings, drawn: Figures) -> str:
+    content, names = "No trial has a result yet, or no parameter varies.", found.varied
+    if names and with_result(found.records, found.config, names[:MOST_PARAMETERS]):
+        figure = space_figures.parallel_coordinates(
+            found.records, found.config, names[:MOST_PARAMETERS]
+        )
+        content = place(drawn, "parallel", figure, wide=True)
+    return section(
+        "parallel-coordinates",
+        "Parallel coordinates",
+        "Drag along the accuracy's axis to see the best trials alone: where their lines meet, they "
+        "agree. The most important parameter is on the left.",
+        content,
+    )
+
+
+def _timeline(found: Findings, drawn: Figures) -> str:
+    content = "No trial has begun yet."
+    if found.runs:
+        header = ["worker", "from (UTC)", "to", "runs", "resumed", "lost", "busy", "idle"]
+        rows = [
+            [
+                item.worker,
+                f"{item.first:%m-%d %H:%M:%S}",
+                f"{item.last:%m-%d %H:%M:%S}",
+                *(str(count) for count in (item.runs, item.resumed, item.lost)),
+                readable_seconds(item.busy_seconds),
+                readable_seconds(item.idle_seconds),
+            ]
+            for item in found.workers
+        ]
+        times = table(header, rows)
+        if len(rows) > FEW_WORKERS:
+            times = f"<details><summary>{len(rows)} workers</summary>{times}</details>"
+        content = place(drawn, "runs", figures.timeline_bars(found.runs), wide=True) + times
+    return section(
+        "timeline",
+        "Workers",
+        "Gaps are idle time; a cross is where a worker was lost, a triangle where a trial went on "
+        "after epochs that it had; a worker that was started again is a line of its own.",
+        content,
+    )
+
+
+def _cost(found: Findings, _: Figures) -> str:
+    paid = found.cost
+    devices = sorted({item.device for item in found.records if item.device})
+    hours = "CPU hours" if all(device == "cpu" for device in devices) else "GPU hours"
+    would = paid.epochs - paid.repeated_epochs + paid.pruned_epochs
+    spared = f" ({paid.pruned_epochs / would:.0%})" if would else ""
+    known = paid.seconds + paid.idle_seconds
+    idle = f" ({paid.idle_seconds / known:.0%})" if known else ""
+    rows = [
+        ["epochs trained", f"{paid.epochs:,}"],
+        ["of these again, since the state of a run was lost", f"{paid.repeated_epochs:,}"],
+        ["epochs saved by pruning", f"{paid.pruned_epochs:,}{spared}"],
+        [f"{hours} spent on trials", _in_hours(paid.seconds)],
+        [f"{hours} saved by pruning, at each trial's own speed", _in_hours(paid.pruned_seconds)],
+        [f"{hours} that workers were idle between trials", _in_hours(paid.idle_seconds) + idle],
+        ["devices", ", ".join(devices) or "not recorded"],
+    ]
+    return section(
+        "cost",
+        "What it cost",
+        "If pruning saves less than half of the epochs, a stricter pruner is worth a try; much "
+        "idle time means workers that wait for the database, for a suggestion or for the last "
+        "trials. A worker counts as one device, also if two share one.",
+        table([], rows),
+    )
+
+
+def _in_hours(seconds: float) -> str:
+    return f"{seconds / 3600:,.2f}"
+
+
+def _reproduce(found: Findings, _: Figures) -> str:
+    config = found.config
+    # A name that needs no quotes in a shell.
+    name, file = config.name, f"{config.name}.toml"
+    commands = [f"hpsearch run {file}", f"hpsearch export {name} --output best"]
+    with_replay = ""
+    if found.ranked and config.trial.objective == DEFAULT_OBJECTIVE:
+        commands.insert(1, f"hpsearch replay {name} --trial {found.ranked[0].number}")
+        with_replay = "replay trains the best trial again, on a CPU to the same curve bit for bit; "
+    rows = [
+        *([package, version] for package, version in found.versions.items()),
+        ["digest of the images", found.data_digest],
+    ]
+    study_file = tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+    return section(
+        "reproduce",
+        "How to reproduce it",
+        f"Look first whether versions and data are the same. This study file makes the study anew; "
+        f"{with_replay}export takes the best model out of this one.",
+        f"<pre>{html.escape(chr(10).join(commands))}</pre>"
+        f"{table([], rows, text=2)}\n<p></p><details open><summary>{html.escape(file)}"
+        f"</summary><pre>{html.escape(study_file)}</pre></details>",
+    )
+
+
+SECTIONS = (
+    _best_so_far,
+    _top,
+    _learning_curves,
+    _importance,
+    _slices,
+    _pair,
+    _parallel_coordinates,
+    _timeline,
+    _cost,
+    _reproduce,
+)
+"""In the order of the page; each puts its figures into what it is given."""

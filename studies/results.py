@@ -8,6 +8,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from studies.config import StudyConfig, is_fixed
 from studies.text import shortened
 
 LONGEST_ATTRIBUTE = 500  # characters
@@ -181,14 +182,7 @@ def runs_until(trial: FrozenTrial, ended: datetime, lost: bool) -> list[dict[str
         epochs = len(trial.intermediate_values)
         until = max(started, ended)
         runs = (*runs, Run(before.worker, started, until, before.epochs_before, epochs, lost))
-    return [_with_times_as_text(asdict(run)) for run in runs]
-
-
-def _with_times_as_text(values: dict[str, Any], zone: str = "") -> dict[str, Any]:
-    return {
-        key: value.isoformat() + zone if isinstance(value, datetime) else value
-        for key, value in values.items()
-    }
+    return [for_json(asdict(run)) for run in runs]
 
 
 def _state(trial: FrozenTrial) -> str:
@@ -220,14 +214,38 @@ def rank(records: Sequence[TrialRecord]) -> list[TrialRecord]:
 
 def as_json(summary: Summary, top: Sequence[TrialRecord]) -> dict[str, Any]:
     """A form for `json.dumps`; see the dataclasses for the meaning of each key."""
+    top_trials = [asdict(record) for record in top]
+    document: dict[str, Any] = for_json(
+        {**asdict(summary), "finished": summary.finished, "top": top_trials}
+    )
+    return document
 
-    counts = asdict(summary)
-    counts["finished"] = summary.finished
-    counts["best"] = record_as_json(summary.best) if summary.best else None
-    return {**counts, "top": [record_as_json(record) for record in top]}
+
+def for_json(value: Any) -> Any:
+    """What JSON has no word for, in its words: times are in UTC, and what is no number is null."""
+    if isinstance(value, dict):
+        return {key: for_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [for_json(item) for item in value]
+    if isinstance(value, datetime):
+        return value.isoformat() + "Z"
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
-def record_as_json(record: TrialRecord) -> dict[str, Any]:
-    """One trial for `json.dumps`; times are in UTC."""
-    runs = [_with_times_as_text(asdict(run), "Z") for run in record.earlier_runs]
-    return {**_with_times_as_text(asdict(record), "Z"), "earlier_runs": runs}
+def varied_values(record: TrialRecord, config: StudyConfig) -> dict[str, Any]:
+    """A trial's parameters that the study varies."""
+    return {
+        name: value
+        for name, value in record.parameters.items()
+        if name in config.space and not is_fixed(config.space[name])
+    }
+
+
+def readable_seconds(seconds: float) -> str:
+    """For instance `45 s`, `3 min`, `2 h 05 min`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -8,25 +8,26 @@ from typing import Any
 import plotly.graph_objects as go
 
 from studies.analysis import Surface, are_numbers, choice_index, sorted_choices, with_result
-from studies.config import Parameter, Range, Scalar, StudyConfig
-from studies.figures import BEST, COLORS, ROOM, new_figure, rounded, with_room
+from studies.config import Parameter, Range, StudyConfig, as_written
+from studies.figures import BEST, COLORS, ROOM, with_room
+from studies.page import label, new_figure, rounded
 from studies.results import TrialRecord
 from studies.text import shortened
 
 GOLDEN = 0.618
 MARGIN = 0.05
 """At each end of a range, so that points at its bounds are seen whole."""
-LONGEST_CHOICE = 24  # characters
-MOST_LEVEL = 28
-"""Characters of all choices that stand side by side; more are slanted."""
+LONGEST_CHOICE = 16  # characters
+FEW_TICKS = 6
+"""At a logarithmic axis."""
 
 
 def parameter_slice(
     records: Sequence[TrialRecord], config: StudyConfig, name: str, best: TrialRecord | None
 ) -> go.Figure:
     """What trials have reached over one parameter; pruned ones faint."""
-    figure = new_figure(html.escape(name), None, height=270)
-    for state, opacity in (("pruned", 0.35), ("running", 0.8), ("complete", 0.7)):
+    figure = new_figure(label(name), None, height=270)
+    for state, opacity in (("pruned", 0.4), ("running", 0.8), ("complete", 0.7)):
         known = [
             item
             for item in with_result(records, config, [name])
@@ -48,7 +49,7 @@ def _add_points(
     config: StudyConfig,
     name: str,
     records: Sequence[TrialRecord],
-    label: str,
+    what: str,
     marker: Mapping[str, Any],
 ) -> None:
     parameter = config.space[name]
@@ -61,7 +62,7 @@ def _add_points(
         x = [
             rounded(
                 choice_index(choices, item.parameters[name])
-                + (item.number * GOLDEN % 1 - 0.5) * 0.6 * (label != "best")
+                + (item.number * GOLDEN % 1 - 0.5) * 0.6 * (what != "best")
             )
             for item in records
         ]
@@ -69,10 +70,10 @@ def _add_points(
         x=x,
         y=[rounded(item.value) for item in records],
         customdata=[item.number for item in records],
-        name=label,
+        name=what,
         mode="markers",
         marker=dict(marker),
-        hovertemplate=f"trial %{{customdata}} ({label}): %{{y:.2%}}<extra></extra>",
+        hovertemplate=f"trial %{{customdata}} ({what}): %{{y:.2%}}<extra></extra>",
     )
 
 
@@ -82,7 +83,7 @@ def pair(records: Sequence[TrialRecord], config: StudyConfig, shown: Surface) ->
     A contour between numbers; a map of fields where a parameter has choices that are not.
     """
     first, second = shown.names
-    figure = new_figure(html.escape(first), html.escape(second), height=480, percent=False)
+    figure = new_figure(label(first), label(second), height=480, percent=False)
     values = [[rounded(value) for value in row] for row in shown.values]
     common = {
         "x": _pair_values(config, first, shown.x),
@@ -121,20 +122,33 @@ def _axis(parameter: Parameter) -> dict[str, Any]:
         low, high = float(parameter.low), float(parameter.high)
         if not parameter.log:
             return {"range": _with_margin(low, high)}
+        ticks = _log_ticks(low, high)
         return {
             "type": "log",
             "range": _with_margin(math.log10(low), math.log10(high)),
-            "exponentformat": "power",
-            "dtick": 1 if high / low > 30 else "D1",
+            "tickvals": ticks,
+            "ticktext": [f"{tick:g}" for tick in ticks],
         }
-    choices = [html.escape(_shown(choice)) for choice in sorted_choices(parameter)]
-    crowded = sum(len(choice) for choice in choices) > MOST_LEVEL
+    choices = sorted_choices(parameter)
     return {
         "tickvals": list(range(len(choices))),
-        "ticktext": choices,
+        "ticktext": [html.escape(_shown(choice)) for choice in choices],
         "range": [-0.6, len(choices) - 0.4],
-        **({"tickangle": -45} if crowded else {}),
+        "autotickangles": [0, -45],
     }
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """Powers of ten; in a narrow range twice and five times these, too, or else its bounds."""
+    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    steps = (1.0,) if high / low > 30 else (1.0, 2.0, 5.0)
+    inside = [
+        tick
+        for exponent in exponents
+        for step in steps
+        if low <= (tick := float(f"{step:g}e{exponent}")) <= high
+    ]
+    return inside[:: math.ceil(len(inside) / FEW_TICKS)] if len(inside) > 1 else [low, high]
 
 
 def _with_margin(low: float, high: float) -> list[float]:
@@ -188,31 +202,27 @@ def _dimension(known: Sequence[TrialRecord], config: StudyConfig, name: str) -> 
     if not isinstance(parameter, Range):
         choices = sorted_choices(parameter)
         return {
-            "label": html.escape(name),
+            "label": label(name),
             "values": [choice_index(choices, value) for value in values],
             "range": [0, max(len(choices) - 1, 1)],
             "tickvals": list(range(len(choices))),
             "ticktext": [_shown(choice) for choice in choices],  # Here plotly reads no HTML.
         }
     low, high = float(parameter.low), float(parameter.high)
-    if not parameter.log:
-        return {
-            "label": html.escape(name),
-            "values": [rounded(value) for value in values],
-            "range": [low, high],
-        }
-    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    inside = [exponent for exponent in exponents if low <= 10.0**exponent <= high]
+    scale, ticks = (
+        (math.log10, _log_ticks(low, high))
+        if parameter.log
+        else (float, [low, (low + high) / 2, high])
+    )
     return {
-        "label": html.escape(name),
-        "values": [rounded(math.log10(value)) for value in values],
-        "range": [math.log10(low), math.log10(high)],
-        "tickvals": inside,
-        "ticktext": [f"{10.0**exponent:g}" for exponent in inside],
+        "label": label(name),
+        "values": [rounded(scale(value)) for value in values],
+        "range": [scale(low), scale(high)],
+        "tickvals": [scale(tick) for tick in ticks],
+        "ticktext": [f"{tick:g}" for tick in ticks],
     }
 
 
-def _shown(choice: Scalar) -> str:
+def _shown(choice: object) -> str:
     """Not too long; not escaped."""
-    text = str(choice).lower() if isinstance(choice, bool) else str(choice)
-    return shortened(text, LONGEST_CHOICE)
+    return shortened(as_written(choice), LONGEST_CHOICE)

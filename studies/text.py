@@ -43,14 +43,19 @@ def counted(number: int, noun: str) -> str:
 
 def readable(parameters: Mapping[str, Any]) -> str:
     """Parameters on one line, numbers with four digits."""
-    return ", ".join(
-        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {_on_a_line(value)}"
-        for name, value in parameters.items()
-    )
+    return ", ".join(f"{name} {readable_value(value)}" for name, value in parameters.items())
 
 
-def _on_a_line(value: object) -> str:
-    return " ".join(shortened(str(value), LONGEST_VALUE).split())
+def readable_value(value: object) -> str:
+    """A parameter's value on one line, not too long; of a number, four digits."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return " ".join(shortened(as_written(value), LONGEST_VALUE).split())
+
+
+def as_written(value: object) -> str:
+    """A value as a study file has it, without quotes."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def masked_url(url: str) -> str:

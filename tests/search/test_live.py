@@ -1,14 +1,12 @@
 from datetime import datetime
 from typing import Any
 
-import pytest
 from rich.console import Console
 
 from search.launch import Slot
 from search.live import (
     View,
     WorkerRow,
-    readable_seconds,
     render,
     results_table,
     seconds_left,
@@ -110,13 +108,6 @@ def test_the_time_left_is_the_budget_s_that_ends_first() -> None:
     assert seconds_left(minutes_over) == 0.0
     trials_first = view(*done, run_started=float("inf"))
     assert seconds_left(trials_first) == 6 * 20 / 2
-
-
-@pytest.mark.parametrize(
-    ("seconds", "said"), [(4.4, "4 s"), (99, "99 s"), (150, "2 min"), (7500, "2 h 05 min")]
-)
-def test_durations_are_readable(seconds: float, said: str) -> None:
-    assert readable_seconds(seconds) == said
 
 
 def test_the_results_are_listed_best_first() -> None:

@@ -92,9 +92,38 @@ def test_of_a_long_curve_the_ends_and_the_best_stay() -> None:
 
 
 def test_the_most_important_parameter_is_on_top() -> None:
-    (bars,) = importance_bars({"rate": 0.75, "<b>": 0.25}).data
-    assert list(bars.y) == ["&lt;b&gt;", "rate"], "plotly draws from below"
-    assert list(bars.x) == [0.25, 0.75]
+    figure = importance_bars({"rate": 0.75, "<b>": 0.25})
+    (bars,) = figure.data
+    assert dict(zip(bars.y, bars.x, strict=True)) == {"rate": 0.75, "&lt;b&gt;": 0.25}
+    assert figure.layout.yaxis.categoryarray[-1] == "rate", "plotly draws from below"
+
+
+def test_of_many_workers_every_second_has_its_name_beside_it() -> None:
+    records = [trial(0, "complete", 0.5, worker="long-" * 9 + f"{item:02}") for item in range(40)]
+    axis = timeline_bars(timeline(records, NOW)).layout.yaxis
+    assert len(axis.categoryarray) == 40
+    assert len(set(axis.ticktext)) == 20, "names that differ in their ends alone are told apart"
+    assert all(len(text) <= 25 for text in axis.ticktext)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (1e-4, 0.5, ["0.0001", "0.001", "0.01", "0.1"]),
+        (0.01, 0.2, ["0.01", "0.02", "0.05", "0.1", "0.2"]),
+        (1e-12, 1.0, ["1e-12", "1e-09", "1e-06", "0.001", "1"]),
+        (0.3, 0.4, ["0.3", "0.4"]),
+    ],
+)
+def test_a_logarithmic_axis_has_a_few_round_numbers(
+    low: float, high: float, said: list[str]
+) -> None:
+    space = {"rate": {"low": low, "high": high, "log": True}}
+    config = parse_study({"name": "a", "space": space, "budget": {"trials": 1}}, "a")
+    records = [trial(0, "complete", 0.5, parameters={"rate": high})]
+    assert list(parameter_slice(records, config, "rate", None).layout.xaxis.ticktext) == said
+    (lines,) = parallel_coordinates(records, config, ["rate"]).data
+    assert list(lines.dimensions[0].ticktext) == said
 
 
 def test_a_slice_shows_what_each_trial_reached_over_a_parameter() -> None:
@@ -162,13 +191,13 @@ def test_the_timeline_has_a_bar_for_each_run_and_marks_what_was_lost_and_resumed
     assert bars == {
         (0, "host-1", "complete"): (0, 40),
         (1, "host-2", "pruned"): (10, 20),
-        (2, "host-2", "worker lost"): (50, 20),
+        (2, "host-2", "lost"): (50, 20),
         (2, "host-3", "complete"): (100, 30),
         (3, "host-1", "diverged"): (60, 5),
         (4, "host-1", "failed"): (70, 5),
         (5, "host-1", "running"): (900, 100),
     }
-    lost, resumed = (traces(figure)[name] for name in ("worker lost here", "resumed here"))
+    lost, resumed = (traces(figure)[name] for name in ("worker lost", "resumed"))
     assert points(lost) == [(2, (START + timedelta(seconds=70)).isoformat(), "host-2")]
     assert points(resumed) == [(2, (START + timedelta(seconds=100)).isoformat(), "host-3")]
 

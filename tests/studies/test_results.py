@@ -6,7 +6,16 @@ from datetime import datetime
 import pytest
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from studies.results import EARLIER_RUNS, Run, as_json, rank, record, runs_until, summarise
+from studies.results import (
+    EARLIER_RUNS,
+    Run,
+    as_json,
+    rank,
+    readable_seconds,
+    record,
+    runs_until,
+    summarise,
+)
 
 
 def trial(number: int, state: TrialState, *accuracies: float, **attributes: str) -> FrozenTrial:
@@ -117,3 +126,10 @@ def test_a_run_is_kept_once_though_its_end_is_said_twice() -> None:
     document = as_json(summarise([]), [record(running)])
     assert document["top"][0]["earlier_runs"][0]["ended"] == "2026-01-01T00:05:00Z"
     json.dumps(document)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(4.4, "4 s"), (99, "99 s"), (150, "2 min"), (7500, "2 h 05 min")]
+)
+def test_durations_are_readable(seconds: float, said: str) -> None:
+    assert readable_seconds(seconds) == said
