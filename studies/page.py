@@ -19,7 +19,7 @@ TEMPLATE = Path(__file__).with_suffix(".html")
 DIGITS = 4
 """Of a number that is drawn."""
 LONGEST_LABEL = 24
-"""Characters of a name beside an axis."""
+"""Characters of a name beside an axis or above a column."""
 
 Figures = dict[str, go.Figure]
 """By the identifier of their place in the page."""
@@ -126,15 +126,22 @@ def new_figure(x: str | None, y: str | None, height: int = 340, percent: bool = 
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
     )
     grid = {"gridcolor": "rgba(128,128,128,0.2)", "zeroline": False, "automargin": True}
-    figure.update_xaxes(title=x, **grid)
-    figure.update_yaxes(title=y, tickformat=".0%" if percent else None, **grid)
+    figure.update_xaxes(title={"text": x, "standoff": 10}, **grid)
+    figure.update_yaxes(
+        title={"text": y, "standoff": 10}, tickformat=".0%" if percent else None, **grid
+    )
     return figure
 
 
 def label(name: str) -> str:
-    """A name beside an axis, whose ends tell it if it is long; plotly reads HTML there."""
+    """A name beside an axis, where plotly reads HTML."""
+    return html.escape(short_name(name))
+
+
+def short_name(name: str) -> str:
+    """A name, or the two ends of a long one."""
     half = LONGEST_LABEL // 2
-    return html.escape(name if len(name) <= LONGEST_LABEL else f"{name[:half]}…{name[-half:]}")
+    return name if len(name) <= LONGEST_LABEL else f"{name[:half]}…{name[-half:]}"
 
 
 def rounded(value: float | None) -> Any:

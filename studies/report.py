@@ -11,7 +11,7 @@ from studies import figures, space_figures
 from studies.analysis import FEWEST_FOR_IMPORTANCE, with_result
 from studies.config import DEFAULT_OBJECTIVE, StudyConfig
 from studies.findings import Findings, as_document
-from studies.page import Figures, page, place, section, table, tiles, write_text
+from studies.page import Figures, page, place, section, short_name, table, tiles, write_text
 from studies.results import TrialRecord, readable_seconds, summarise, varied_values
 from studies.text import shortened
 
@@ -110,7 +110,7 @@ def _top(found: Findings, _: Figures) -> str:
             reached = [str(item.number), f"{item.value or 0:.2%}"]
             took = readable_seconds(item.seconds or 0.0)
             rows.append([*reached, took, *(values.get(name, "") for name in found.varied)])
-        content = table(["trial", "validation", "time", *found.varied], rows)
+        content = table(["trial", "validation", "time", *map(short_name, found.varied)], rows)
     return section(
         "top",
         "The ten best trials",
@@ -181,7 +181,7 @@ def _pair(found: Findings, drawn: Figures) -> str:
         "pair",
         "The two most important parameters together",
         "A slanting ridge says that the two have to be chosen together. The colour is the mean of "
-        "what the trials nearby have reached, pruned ones too.",
+        "what the trials nearby have reached, pruned ones too; where none is near, it is blank.",
         content,
     )
 

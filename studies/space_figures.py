@@ -209,10 +209,9 @@ def _dimension(known: Sequence[TrialRecord], config: StudyConfig, name: str) -> 
             "ticktext": [_shown(choice) for choice in choices],  # Here plotly reads no HTML.
         }
     low, high = float(parameter.low), float(parameter.high)
+    middle = round((low + high) / 2) if parameter.is_whole else (low + high) / 2
     scale, ticks = (
-        (math.log10, _log_ticks(low, high))
-        if parameter.log
-        else (float, [low, (low + high) / 2, high])
+        (math.log10, _log_ticks(low, high)) if parameter.log else (float, [low, middle, high])
     )
     return {
         "label": label(name),
