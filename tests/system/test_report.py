@@ -37,7 +37,7 @@ def page() -> Iterator[Page]:
         browser = playwright.chromium.launch(
             executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"]
         )
-        context = browser.new_context(offline=True, viewport={"width": 1280, "height": 900})
+        context = browser.new_context(offline=True, viewport={"width": 800, "height": 600})
         page = context.new_page()
         wrong: list[str] = []
         page.on("pageerror", lambda error: wrong.append(str(error)))
