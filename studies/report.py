@@ -13,7 +13,7 @@ from studies.config import DEFAULT_OBJECTIVE, StudyConfig
 from studies.findings import Findings, as_document
 from studies.page import Figures, page, place, section, short_name, table, tiles, write_text
 from studies.results import TrialRecord, readable_seconds, summarise, varied_values
-from studies.text import shortened
+from studies.text import readable_value, shortened
 
 TOP = 10
 """Trials in the table of the best."""
@@ -52,7 +52,7 @@ def about(item: TrialRecord, config: StudyConfig) -> str:
     lines = [
         f"{item.state}, {len(item.accuracies)} of {config.trial.epochs} epochs",
         *([shortened(item.reason, LONGEST_REASON)] if item.reason else []),
-        *(f"{name} {value}" for name, value in varied_values(item, config).items()),
+        *(f"{name} {readable_value(value)}" for name, value in varied_values(item, config).items()),
     ]
     return "<br>".join(html.escape(line) for line in lines)
 
@@ -109,7 +109,9 @@ def _top(found: Findings, _: Figures) -> str:
             values = varied_values(item, found.config)
             reached = [str(item.number), f"{item.value or 0:.2%}"]
             took = readable_seconds(item.seconds or 0.0)
-            rows.append([*reached, took, *(values.get(name, "") for name in found.varied)])
+            rows.append(
+                [*reached, took, *(readable_value(values.get(name, "")) for name in found.varied)]
+            )
         content = table(["trial", "validation", "time", *map(short_name, found.varied)], rows)
     return section(
         "top",

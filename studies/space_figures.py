@@ -8,11 +8,11 @@ from typing import Any
 import plotly.graph_objects as go
 
 from studies.analysis import Surface, are_numbers, choice_index, sorted_choices, with_result
-from studies.config import Parameter, Range, StudyConfig, as_written
+from studies.config import Parameter, Range, StudyConfig
 from studies.figures import BEST, COLORS, ROOM, with_room
 from studies.page import label, new_figure, rounded
 from studies.results import TrialRecord
-from studies.text import shortened
+from studies.text import as_written, shortened
 
 GOLDEN = 0.618
 MARGIN = 0.05
