@@ -34,7 +34,8 @@ def folder_source(path: Path) -> Source:
     )
 
 
-def _image_files(directory: Path) -> list[str]:
+def image_files(directory: Path) -> list[str]:
+    """The image files in a directory and those below it, by their names, sorted."""
     # Strings, not paths: every start of a worker lists the folder, and paths take three times
     # as long.
     return sorted(
@@ -49,7 +50,7 @@ def _fingerprint(path: Path) -> str:
     """Changes when an image is added, removed, renamed or rewritten."""
     digest = hashlib.sha256(f"{IMAGE_SIZE} {TEST_FRACTION}".encode())
     for split in ("train", "test"):
-        for file in _image_files(path / split):
+        for file in image_files(path / split):
             status = os.stat(file)
             name = file.removeprefix(str(path))
             digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
@@ -69,7 +70,7 @@ def _class_names(directory: Path) -> tuple[str, ...]:
 def _read_split(directory: Path, classes: tuple[str, ...]) -> Split:
     images, labels = [], []
     for label, name in enumerate(classes):
-        files = _image_files(directory / name)
+        files = image_files(directory / name)
         if not files and (directory / name).is_dir():
             raise UserError(f"{directory / name}: no images in this class; add some or remove it")
         images += [read_image(Path(file)) for file in files]
@@ -90,7 +91,7 @@ def _decode(path: Path) -> DecodedImages:
         unknown = sorted(set(_class_names(test)) - set(classes))
         if unknown:
             raise UserError(f"{test}: class {unknown[0]!r} is not in {train}")
-        if not _image_files(test):
+        if not image_files(test):
             raise UserError(f"{test}: no images in it; add some, or remove the folder")
         return DecodedImages(classes, images, _read_split(test, classes))
     kept, held_out = stratified_split(images.labels, TEST_FRACTION, seed=0)

@@ -6,15 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from data.dataset import Normalisation
 from data.errors import UserError
 from data.images import read_image
+from data.sums import check_sums
 from data.weights import unpacked
 from model.evaluate import logits
+from model.graph import WEIGHTS_FILE
 from model.hyperparameters import parse_hyperparameters
 from model.resnet import ResNet
 from model.train import build_model
+
+TRIAL_FILE = "trial.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +46,10 @@ class Classifier:
         """
         if not paths:
             return []
-        images = torch.stack([read_image(Path(path)) for path in paths])
+        return self.classify(torch.stack([read_image(Path(path)) for path in paths]))
+
+    def classify(self, images: Tensor) -> list[Prediction]:
+        """Classify uint8 images of shape (N, 3, 32, 32), N > 0."""
         probabilities = logits(self.model, images, self.normalisation).softmax(dim=1)
         return [
             Prediction(self.classes[int(row.argmax())], float(row.max())) for row in probabilities
@@ -56,13 +64,14 @@ def load(directory: str | Path) -> Classifier:
     """
     directory = Path(directory)
     try:
-        trial = json.loads((directory / "trial.json").read_text())
+        check_sums(directory, frozenset({TRIAL_FILE, WEIGHTS_FILE}))
+        trial = json.loads((directory / TRIAL_FILE).read_text())
         classes = tuple(trial["data"]["classes"])
         model = build_model(parse_hyperparameters(trial["parameters"]), len(classes))
-        weights, _ = unpacked((directory / "model.safetensors").read_bytes())
+        weights, _ = unpacked((directory / WEIGHTS_FILE).read_bytes())
         model.load_state_dict(weights)
         normalisation = Normalisation(**trial["data"]["normalisation"])
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(
             f"{directory}: not an exported model ({error.filename or error} is missing); "
             "make one with hpsearch export"

@@ -406,6 +406,14 @@ class ExportOn(StrEnum):
     ALL = "train+validation"
 
 
+class ExportFormat(StrEnum):
+    """What an exported model is written as."""
+
+    SAFETENSORS = "safetensors"
+    ONNX = "onnx"
+    TORCH_EXPORT = "torch-export"
+
+
 @app.command()
 def export(
     study: StudyArgument,
@@ -418,6 +426,33 @@ def export(
             "trained anew on all of these images.",
         ),
     ] = ExportOn.TRAIN,
+    best: Annotated[
+        int | None,
+        typer.Option(
+            metavar="K",
+            min=1,
+            help="The K best trials of the search, in a folder each, best first.",
+        ),
+    ] = None,
+    trial: Annotated[
+        int | None, typer.Option(metavar="N", min=0, help="The trial of this number.")
+    ] = None,
+    formats: Annotated[
+        list[ExportFormat],
+        typer.Option(
+            "--format",
+            help="Beside the weights as safetensors, a graph that runs without hpsearch, for any "
+            "number of images. May be given twice.",
+        ),
+    ] = [ExportFormat.SAFETENSORS],  # noqa: B006
+    with_preprocessing: Annotated[
+        bool,
+        typer.Option(
+            "--with-preprocessing",
+            help="The graph takes uint8 images and gives probabilities; without it, normalised "
+            "ones and logits.",
+        ),
+    ] = False,
     data: DataOption = None,
     storage: StorageOption = DEFAULT_STORAGE,
     directory: DirectoryOption = DEFAULT_DIRECTORY,
@@ -425,27 +460,60 @@ def export(
 ) -> None:
     """Write a model to a folder, with its accuracy on the test images.
 
-    It is the confirmed one if the study was confirmed, else the best trial's.
+    It is the confirmed one if the study was confirmed, else the best trial's, unless --best or
+    --trial says which. An earlier export in the folder is replaced, but only once all is well.
     """
+    graphs = frozenset(formats) - {ExportFormat.SAFETENSORS}
+    _check_export(best, trial, graphs, with_preprocessing)
+    from studies.chosen import choose
+    from studies.export import check_output
     from studies.storage import open_storage
-    from studies.study import best_record, open_study
+    from studies.study import open_study
 
     with_storage = open_storage(storage)
     name = _study_name(study)
-    best_record(open_study(with_storage, name))  # What there is not, is said without PyTorch.
+    # What there is not, is said without PyTorch.
+    choose(open_study(with_storage, name), best, trial)
+    check_output(output)
     on_validation_too = on is ExportOn.ALL
-    _log_to_terminal(logging.INFO if on_validation_too else logging.WARNING)
+    _log_to_terminal()
     from model.trial import Diverged
     from search.export import describe
+    from search.finished import Graphs
     from search.run_export import export_study
 
     try:
         exported = export_study(
-            with_storage, name, directory, checkpoints, output, data, on_validation_too
+            with_storage,
+            name,
+            directory,
+            checkpoints,
+            output,
+            data,
+            on_validation_too,
+            best,
+            trial,
+            Graphs(frozenset(map(str, graphs)), with_preprocessing),
         )
     except Diverged as error:
         _fail(f"with the validation images too, the training diverged: {error}", 1)
-    print(printable(describe(exported)))
+    for item in exported:
+        print(printable(describe(item)))
+
+
+def _check_export(
+    best: int | None,
+    trial: int | None,
+    graphs: frozenset[ExportFormat],
+    with_preprocessing: bool,
+) -> None:
+    if best is not None and trial is not None:
+        raise UserError("--best and --trial: give one of them")
+    if with_preprocessing and not graphs:
+        raise UserError("--with-preprocessing is for a graph: add --format onnx or torch-export")
+    needed = ("onnx", "onnxscript", "onnxruntime")
+    if ExportFormat.ONNX in graphs and not all(map(find_spec, needed)):
+        raise UserError("--format onnx: ONNX is not installed: pip install 'hpsearch[onnx]'")
 
 
 @app.command()
@@ -585,22 +653,24 @@ def replay(
 @app.command()
 def predict(
     model: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that export wrote.")],
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    images: Annotated[
+        list[Path],
+        typer.Argument(metavar="IMAGE...", help="Image files, and directories of them."),
+    ],
     as_json: JsonOption = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV for programs.")] = False,
 ) -> None:
-    """Classify images with an exported model."""
-    from model.exported import load
+    """Classify images with an exported model.
 
-    predictions = load(model).predict(images)
-    if as_json:
-        rows = [
-            {"image": str(image), "label": found.label, "probability": found.probability}
-            for image, found in zip(images, predictions, strict=True)
-        ]
-        print(json.dumps(rows, indent=2))
-        return
-    for image, found in zip(images, predictions, strict=True):
-        print(printable(f"{image}: {found.label} {found.probability:.1%}"))
+    One that cannot be read is named, and the others are classified; the exit code is then 1.
+    """
+    if as_json and as_csv:
+        raise UserError("--json and --csv: give one of them")
+    from search.run_predict import predict_images
+
+    raise typer.Exit(
+        predict_images(model, images, "json" if as_json else "csv" if as_csv else "text")
+    )
 
 
 def _ask_for_a_hash(asked: bool) -> None:
@@ -767,7 +837,7 @@ def _log_to_terminal(level: int = logging.INFO) -> None:
     disable_default_handler()
     enable_propagation()
     # Its messages repeat ours, in other words.
-    for talkative in ("optuna", "torch", "botocore"):
+    for talkative in ("optuna", "torch", "botocore", "onnxscript", "onnx_ir"):
         logging.getLogger(talkative).setLevel(logging.WARNING)
 
 

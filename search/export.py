@@ -1,7 +1,7 @@
 """Taking the best model out of a study, with its accuracy measured once more."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from model.evaluate import Accuracies, accuracies, accuracy
 from model.hyperparameters import parse_hyperparameters
 from model.resnet import ResNet
 from model.train import build_model
+from search.finished import NO_GRAPHS, Finished, Graphs, packed_model
 from search.live import readable_parameters
 from search.prepare import Prepared, has_baseline
 from studies.checkpoints import Checkpoint, CheckpointDirectory
@@ -25,7 +26,6 @@ from studies.study import VERSIONS, OpenedStudy, ranked_records
 from studies.text import shortened
 
 LONGEST_REASON = 300  # characters
-
 logger = logging.getLogger(__name__)
 
 
@@ -38,6 +38,8 @@ class Exported:
     best: TrialRecord
     test: Accuracies | None
     """None for an objective of the user's own, whose model is not known here."""
+    differences: Mapping[str, float]
+    """Of each file: the largest difference of its probabilities to the network's."""
     baseline: TrialRecord | None
     """Trial 0, the notebook's configuration, if it is complete and not the best."""
     confirms: int | None
@@ -46,6 +48,8 @@ class Exported:
     """The trial that ranks before it, whose checkpoint cannot be used."""
     retrained: bool = False
     """Whether the model was trained on the validation images too, after the search."""
+    chosen_as: str = "best: "
+    """What stands before it when it is described."""
 
 
 def export_best(
@@ -62,6 +66,7 @@ def export_trial(
     output: Path,
     device: torch.device,
     confirmation: Mapping[str, Any] | None = None,
+    graphs: Graphs = NO_GRAPHS,
 ) -> Exported:
     """Write the model of the first of these complete trials whose checkpoint can be used.
 
@@ -76,11 +81,51 @@ def export_trial(
         UserError: no checkpoint can be used, or `output` is something else.
         OSError: the checkpoints cannot be reached.
     """
-    opened = prepared.opened
     check_output(output)
-    best, checkpoint = first_usable(ranked, checkpoints)
+    best, checkpoint = next(usable_trials(ranked, checkpoints))
+    finished = finish(prepared, best, checkpoint, device, confirmation, graphs)
+    write_export(output, finished.model)
+    return exported(prepared, finished, output, ranked[0])
+
+
+def exported(prepared: Prepared, finished: Finished, output: Path, first: TrialRecord) -> Exported:
+    """What is said of a model that was written to a folder.
+
+    Args:
+        first: the trial that ranks first of those that it was chosen from.
+    """
+    opened, best = prepared.opened, finished.best
+    return Exported(
+        opened.config,
+        output,
+        best,
+        finished.test,
+        finished.differences,
+        baseline_to_show(opened, best),
+        confirms(opened, best),
+        first.number if best is not first else None,
+        finished.retrained,
+    )
+
+
+def finish(
+    prepared: Prepared,
+    best: TrialRecord,
+    checkpoint: Checkpoint,
+    device: torch.device,
+    confirmation: Mapping[str, Any] | None,
+    graphs: Graphs,
+) -> Finished:
+    """A trial's model as it is to be written, measured on the test images.
+
+    Raises:
+        UserError: the checkpoint is not of the trial's network; or a graph does not compute what
+            the network does.
+    """
     test = None
-    if opened.config.trial.objective == DEFAULT_OBJECTIVE:
+    if prepared.opened.config.trial.objective == DEFAULT_OBJECTIVE:
+        count = len(prepared.dataset.test)
+        logger.info("trial %d: its accuracy on %d test images", best.number, count)
         model = checked_model(prepared, best, checkpoint, device)
         test = accuracies(model, prepared.dataset.test, prepared.data.normalisation)
     results = {
@@ -93,17 +138,13 @@ def export_trial(
     description = describe_trial(prepared, best, results, prepared.data.normalisation)
     if confirmation:
         description["confirmation"] = confirmation
-    write_export(output, checkpoint.weights, description)
-    baseline = baseline_to_show(opened, best)
-    instead_of = ranked[0].number if best is not ranked[0] else None
-    confirmed = confirms(opened, best)
-    return Exported(opened.config, output, best, test, baseline, confirmed, instead_of)
+    return packed_model(prepared, best, checkpoint.weights, description, test, graphs)
 
 
-def first_usable(
+def usable_trials(
     ranked: Sequence[TrialRecord], checkpoints: CheckpointDirectory
-) -> tuple[TrialRecord, Checkpoint]:
-    """The first of these trials whose checkpoint is whole and of its best epoch.
+) -> Iterator[tuple[TrialRecord, Checkpoint]]:
+    """Those of these trials whose checkpoint is whole and of its best epoch, in this order.
 
     Raises:
         UserError: there is none; the message is of the very first.
@@ -111,6 +152,7 @@ def first_usable(
     """
     present = checkpoints.trial_numbers()
     troubles: list[UserError] = []
+    found = False
     for item in ranked:
         # That the others have none is as it should be.
         if item.number not in present and item is not ranked[0]:
@@ -122,8 +164,10 @@ def first_usable(
             continue
         for trouble in troubles:
             logger.warning("%s; the next best is trial %d", trouble, item.number)
-        return item, checkpoint
-    raise troubles[0]
+        troubles, found = [], True
+        yield item, checkpoint
+    if not found:
+        raise troubles[0]
 
 
 def usable_checkpoint(item: TrialRecord, checkpoints: CheckpointDirectory) -> Checkpoint:
@@ -264,7 +308,7 @@ def describe(exported: Exported) -> str:
             f", test accuracy {exported.test.plain:.2%} ({exported.test.with_flips:.2%} averaged "
             "with mirror images)"
         )
-    trial = f"best: trial {best.number}"
+    trial = f"{exported.chosen_as}trial {best.number}"
     if exported.instead_of is not None:
         trial = (
             f"best: trial {exported.instead_of}, whose weights are lost; in its place trial "
@@ -284,6 +328,9 @@ def describe(exported: Exported) -> str:
         value = exported.baseline.value or 0
         lines.append(f"  the notebook's configuration (trial 0): validation accuracy {value:.2%}")
     lines.append(f"model: {exported.output}")
+    if exported.differences:
+        compared = ", ".join(f"{file} {far:.2g}" for file, far in exported.differences.items())
+        lines.append(f"  largest difference of probabilities to the network's: {compared}")
     if exported.test:
         lines.append(f"  to use it: hpsearch predict {exported.output} IMAGE...")
     return "\n".join(lines)

@@ -2,52 +2,34 @@
 
 import logging
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from data.errors import UserError
 from data.split import whole_for_training
 from model.evaluate import accuracies
 from model.train import train
 from model.trial import Diverged, EpochResult
 from search.device import placed
-from search.export import Exported, baseline_to_show, confirms, describe_trial, of_test, rebuild
+from search.export import describe_trial, of_test, rebuild
+from search.finished import NO_GRAPHS, Finished, Graphs, packed_model
 from search.objective import trial_context
 from search.prepare import Prepared
-from studies.config import DEFAULT_OBJECTIVE, StudyConfig
-from studies.export import write_export
 from studies.results import BEST_EPOCH, SEED, TrialRecord
 from studies.study import VERSIONS, versions
 
 logger = logging.getLogger(__name__)
 
 
-def check_retrainable(config: StudyConfig) -> None:
-    """Refuse objectives of the user's own.
-
-    What one does with the data, whether it can do without validation images, and what its weights
-    are, is not known here; nor is code run that only the database names.
-
-    Raises:
-        UserError: the study's objective is not the default.
-    """
-    if config.trial.objective != DEFAULT_OBJECTIVE:
-        raise UserError(
-            f"study {config.name!r} runs {config.trial.objective!r}: --on train+validation can "
-            f"train models of {DEFAULT_OBJECTIVE!r} alone"
-        )
-
-
-def export_retrained(
+def retrain(
     prepared: Prepared,
     best: TrialRecord,
-    output: Path,
     device: torch.device,
     confirmation: Mapping[str, Any] | None = None,
-) -> Exported:
-    """Train a complete trial's configuration on all training images, and write its last epoch.
+    graphs: Graphs = NO_GRAPHS,
+) -> Finished:
+    """Train a complete trial's configuration on all training images: the model of its last epoch.
 
     With the trial's seed and number of epochs. No images are left to choose an epoch by, so that
     the last one it is. Its test accuracy is measured once, at the end, and decides nothing.
@@ -56,8 +38,8 @@ def export_retrained(
         confirmation: what retrainings of the configuration showed, for the folder's description.
 
     Raises:
-        Diverged: loss or weights were no longer finite; nothing is written.
-        UserError: `output` is something else, or cannot be written.
+        Diverged: loss or weights were no longer finite.
+        UserError: a graph does not compute what the network does.
     """
     opened = prepared.opened
     attributes = opened.study.get_trials(deepcopy=False)[best.number].user_attrs
@@ -106,6 +88,5 @@ def export_retrained(
     }
     description = describe_trial(prepared, best, results, data.normalisation)
     description["versions"] = versions()
-    write_export(output, weights, description)
-    baseline, confirmed = baseline_to_show(opened, best), confirms(opened, best)
-    return Exported(opened.config, output, best, test, baseline, confirmed, retrained=True)
+    finished = packed_model(prepared, best, weights, description, test, graphs)
+    return replace(finished, retrained=True)

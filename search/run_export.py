@@ -1,21 +1,32 @@
-"""`hpsearch export`: the confirmed model, or that of the best trial, or one trained anew."""
+"""`hpsearch export`: the confirmed model, or those of the best trials, or one trained anew."""
 
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 
 import torch
 
+from data.errors import UserError
 from search.device import taken_device
-from search.export import Exported, any_device, export_best, export_trial
+from search.export import (
+    Exported,
+    any_device,
+    export_trial,
+    exported,
+    finish,
+    usable_trials,
+)
+from search.finished import NO_GRAPHS, Graphs, check_default_objective
 from search.prepare import Prepared, join
-from search.retrain import check_retrainable, export_retrained
-from studies.checkpoints import CheckpointDirectory, open_checkpoints
-from studies.confirmation import Confirmation, confirmation_of, confirming_name
-from studies.export import check_output
+from search.retrain import retrain
+from studies.checkpoints import Checkpoint, CheckpointDirectory, open_checkpoints, weights_name
+from studies.chosen import Chosen, choose, of_winner
+from studies.confirmation import Confirmation
+from studies.export import check_output, several_name, write_export, write_exports
 from studies.ownership import OwnedStorage
-from studies.results import CONFIRMS, rank, record
-from studies.study import best_record, open_study
+from studies.results import TrialRecord
+from studies.study import OpenedStudy, best_record, open_study
 
 logger = logging.getLogger(__name__)
 
@@ -28,43 +39,84 @@ def export_study(
     output: Path,
     source: str | None,
     on_validation_too: bool = False,
-) -> Exported:
+    best: int | None = None,
+    trial: int | None = None,
+    graphs: Graphs = NO_GRAPHS,
+) -> list[Exported]:
     """Run `hpsearch export`: the confirmed model if there is one, else that of the best trial.
 
     Args:
         place: of the checkpoints, if not below `root`.
         on_validation_too: train that configuration anew, on training and validation images.
+        best: so many of the best trials instead, in a folder each.
+        trial: the model of this one instead.
 
     Raises:
         Diverged: so trained, it diverged, and nothing was written.
+        UserError: there is no such trial, its weights are not here, or `output` cannot be written.
     """
     opened = open_study(storage, name)
-    best = best_record(opened)  # Says so before the data are read if there is none.
+    # Before the data are read.
+    chosen = choose(opened, best, trial)
     if on_validation_too:
-        check_retrainable(opened.config)
-        check_output(output)
-    confirmation = confirmation_of(opened)
-    if confirmation:
-        if all(best.number != candidate.trial for candidate in confirmation.candidates):
-            logger.warning(
-                "trial %d ranks first in the search by now, but is not among the confirmed ones; "
-                "to include it: hpsearch confirm %s",
-                best.number,
-                name,
-            )
-        prepared = join(storage, confirming_name(name), root, source)
-        if not on_validation_too:
-            checkpoints = open_checkpoints(prepared.opened, root, place, to_write=False)
-            return export_confirmed(prepared, confirmation, checkpoints, output, any_device())
-        best = record(prepared.opened.study.get_trials(deepcopy=False)[confirmation.trial])
+        check_default_objective(opened.config, "--on train+validation")
+    if graphs.formats:
+        check_default_objective(opened.config, f"--format {min(graphs.formats)}")
+    check_output(output)
+    _warn_of_better(opened, chosen)
+    prepared = join(storage, chosen.study, root, source)
+    confirmation = asdict(chosen.confirmation) if chosen.confirmation else None
+    if on_validation_too:
+        items = chosen.ranked[: chosen.count or 1]
+        with taken_device(root) as device:
+            models = [retrain(prepared, item, device, confirmation, graphs) for item in items]
     else:
-        prepared = join(storage, name, root, source)
-        if not on_validation_too:
-            checkpoints = open_checkpoints(prepared.opened, root, place, to_write=False)
-            return export_best(prepared, checkpoints, output, any_device())
-    with taken_device(root) as device:
-        shown = asdict(confirmation) if confirmation else None
-        return export_retrained(prepared, best, output, device, shown)
+        checkpoints = open_checkpoints(prepared.opened, root, place, to_write=False)
+        if trial is not None:
+            _check_kept(prepared.opened, checkpoints, trial)
+        models = [
+            finish(prepared, item, checkpoint, any_device(), confirmation, graphs)
+            for item, checkpoint in _usable(prepared.opened, chosen, checkpoints)
+        ]
+    if chosen.count is None:
+        (only,) = models
+        write_export(output, only.model)
+        written = exported(prepared, only, output, chosen.ranked[0])
+        return [replace(written, chosen_as=chosen.chosen_as)]
+    named = {
+        several_name(position, len(models), item.best.number): item
+        for position, item in enumerate(models, start=1)
+    }
+    write_exports(output, {name: item.model for name, item in named.items()})
+    return [
+        replace(
+            exported(prepared, item, output / name, item.best),
+            baseline=None,
+            chosen_as=f"{position}. ",
+        )
+        for position, (name, item) in enumerate(named.items(), start=1)
+    ]
+
+
+def _warn_of_better(opened: OpenedStudy, chosen: Chosen) -> None:
+    """If the search has one by now that was not confirmed."""
+    first = best_record(opened).number if chosen.confirmation else None
+    if chosen.confirmation and first not in {item.trial for item in chosen.confirmation.candidates}:
+        logger.warning(
+            "trial %d ranks first in the search by now, but is not among the confirmed ones; "
+            "to include it: hpsearch confirm %s",
+            first,
+            opened.config.name,
+        )
+
+
+def _check_kept(opened: OpenedStudy, checkpoints: CheckpointDirectory, number: int) -> None:
+    if number not in checkpoints.trial_numbers():
+        raise UserError(
+            f"{checkpoints.store.location(weights_name(number))}: no weights of trial {number}; "
+            f"the study keeps those of its best {opened.config.checkpoints.keep} "
+            "(checkpoints.keep); --on train+validation trains it anew"
+        )
 
 
 def export_confirmed(
@@ -75,13 +127,20 @@ def export_confirmed(
     device: torch.device,
 ) -> Exported:
     """Write the winner's best model, or its next best whose checkpoint can be used."""
-    trials = prepared.opened.study.get_trials(deepcopy=False)
-    best = record(trials[confirmation.trial])
-    of_winner = [
-        record(trial)
-        for trial in trials
-        if trial.user_attrs.get(CONFIRMS) == confirmation.winner.trial
-        and trial.number != confirmation.trial
-    ]
-    ranked = [best, *rank(of_winner)]
+    ranked = of_winner(prepared.opened, confirmation)
     return export_trial(prepared, ranked, checkpoints, output, device, asdict(confirmation))
+
+
+def _usable(
+    opened: OpenedStudy, chosen: Chosen, checkpoints: CheckpointDirectory
+) -> list[tuple[TrialRecord, Checkpoint]]:
+    """As many as are wanted of the best trials whose checkpoints can be used."""
+    count = chosen.count or 1
+    usable = list(islice(usable_trials(chosen.ranked, checkpoints), count))
+    if len(usable) < count:
+        raise UserError(
+            f"study {chosen.study!r}: trials whose weights can be used: {len(usable)} (it keeps "
+            f"those of the best {opened.config.checkpoints.keep}, checkpoints.keep); give "
+            f"--best {len(usable)} or fewer, or add --on train+validation, which needs none"
+        )
+    return usable

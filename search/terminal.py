@@ -11,8 +11,8 @@ from studies.text import printable
 class SafeConsole(Console):
     """Shows text as it is: nothing in it is markup, an emoji's name, or a code for the terminal."""
 
-    def __init__(self) -> None:
-        super().__init__(soft_wrap=True, markup=False, emoji=False, highlight=False)
+    def __init__(self, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, soft_wrap=True, markup=False, emoji=False, highlight=False)
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None

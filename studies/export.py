@@ -1,25 +1,50 @@
 """Writing the folder in which a model leaves the study: whole, or not at all."""
 
-import html
 import json
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from data.errors import UserError
 from data.files import unwritable
-from data.weights import packed
-from studies.confirmation import TestResult
-from studies.text import printable, shortened
+from data.sums import SUMS, sums
+from studies.card import FORMATS, model_card
 
-LONGEST_CELL = 200  # characters
-FILES = {"model.safetensors", "trial.json", "README.md"}
+FILES = {"model.safetensors", "trial.json", "README.md", SUMS, *FORMATS}
+_ONE_OF_SEVERAL = re.compile(r"\d+-trial-\d+")
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What a folder is to hold."""
+
+    files: Mapping[str, bytes]
+    """The weights, and graphs, by their names."""
+    description: Mapping[str, Any]
+    """For `trial.json` and the model card."""
+
+    def content(self, name: str) -> dict[str, bytes]:
+        """All files of a folder of this name."""
+        files = {
+            **self.files,
+            "trial.json": (json.dumps(self.description, indent=2) + "\n").encode(),
+            "README.md": model_card(self.description, name).encode(),
+        }
+        return {**files, SUMS: sums(files)}
+
+
+def several_name(place: int, count: int, trial: int) -> str:
+    """The folder of one of several models: they sort best first.
+
+    Args:
+        place: from 1, of `count`.
+    """
+    return f"{place:0{len(str(count))}}-trial-{trial}"
 
 
 def check_output(output: Path) -> None:
@@ -28,7 +53,7 @@ def check_output(output: Path) -> None:
     Raises:
         UserError: `output` exists and holds something else, or its place cannot be written.
     """
-    earlier = output.is_dir() and {file.name for file in output.iterdir()} <= FILES
+    earlier = _is_export(output) or (output.is_dir() and all(map(_is_of_several, output.iterdir())))
     if not earlier and (output.exists() or output.is_symlink()):
         raise UserError(f"{output}: exists and is not an exported model; give another --output")
     reason = unwritable(output.absolute().parent)
@@ -36,14 +61,36 @@ def check_output(output: Path) -> None:
         raise UserError(f"{output}: {reason}")
 
 
-def write_export(output: Path, weights: Mapping[str, Tensor], description: dict[str, Any]) -> None:
-    """Write `model.safetensors`, `trial.json` and `README.md` to the folder `output`.
+def _is_export(folder: Path) -> bool:
+    return folder.is_dir() and {file.name for file in folder.iterdir()} <= FILES
 
-    An earlier export there is replaced.
+
+def _is_of_several(folder: Path) -> bool:
+    return _ONE_OF_SEVERAL.fullmatch(folder.name) is not None and _is_export(folder)
+
+
+def write_export(output: Path, model: Model) -> None:
+    """Write a model to the folder `output`. An earlier export there is replaced.
 
     Raises:
         UserError: `output` holds something else, or cannot be written.
     """
+    _write(output, model.content(output.name))
+
+
+def write_exports(output: Path, models: Mapping[str, Model]) -> None:
+    """Write models to folders of these names in `output`: all of them, or none; `write_export`."""
+    _write(
+        output,
+        {
+            f"{name}/{file}": content
+            for name, model in models.items()
+            for file, content in model.content(name).items()
+        },
+    )
+
+
+def _write(output: Path, files: Mapping[str, bytes]) -> None:
     check_output(output)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -51,11 +98,11 @@ def write_export(output: Path, weights: Mapping[str, Tensor], description: dict[
     except OSError as error:
         raise UserError(f"{output}: cannot be written ({error.strerror})") from error
     try:
-        (temporary / "model.safetensors").write_bytes(packed(weights, {}))
-        (temporary / "trial.json").write_text(json.dumps(description, indent=2) + "\n")
-        (temporary / "README.md").write_text(readme(description, output.name))
         temporary.chmod(0o755)
-        for file in temporary.iterdir():
+        for name, content in files.items():
+            file = temporary / name
+            file.parent.mkdir(exist_ok=True)
+            file.write_bytes(content)
             file.chmod(0o644)  # As the checkpoints.
             _sync(file)
         _replace(output, temporary)
@@ -79,104 +126,11 @@ def _replace(output: Path, temporary: Path) -> None:
         temporary.rename(output)
         return
     old = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}-old-"))
-    output.rename(old / "export")
-    temporary.rename(output)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def readme(description: Mapping[str, Any], name: str) -> str:
-    """The text that says to a person what is in the folder and how to use it."""
-    test = description["test_accuracy"]
-    before = description.get("before")
-    searched = before or description
-    accuracies = searched["validation_accuracy_per_epoch"]
-    data = description["data"]
-    lines = [
-        f"# {description['study']}, trial {description['trial']}",
-        "",
-        f"An image classifier for {len(data['classes'])} classes "
-        f"({', '.join(data['classes'])}), found by hpsearch on `{data['source']}`.",
-    ]
-    if before:
-        lines += [
-            "",
-            f"It was trained anew on the training and validation images together, for "
-            f"{len(accuracies)} epochs. The weights are those of the last epoch: no images were "
-            "left to choose an epoch by, and it has no validation accuracy.",
-            "",
-            "| this model | accuracy |",
-            "|---|---|",
-            *_test_rows(description),
-            "",
-            "The search chose its parameters by another model, with the same seed but trained on "
-            "the training images alone:",
-            "",
-            "| the model before | accuracy |",
-        ]
-    else:
-        lines += ["", "| | accuracy |"]
-    lines += [
-        "|---|---|",
-        f"| validation, epoch {searched['best_epoch']} of {len(accuracies)} "
-        f"| {searched['validation_accuracy']:.2%} |",
-    ]
-    if test is not None and not before:
-        lines += _test_rows(description)
-    confirmed = searched.get("confirmation")
-    if confirmed:
-        test_of_all = confirmed["test"]
-        seeds, diverged = confirmed["seeds"], confirmed["winner"]["diverged"]
-        over = f"mean of {seeds} seeds" if seeds > 1 else "1 seed"
-        lost = f", {diverged} diverged and counted as 0" if diverged else ""
-        lines.append(f"| validation, {over}{lost} | {confirmed['winner']['mean']:.2%} |")
-        if test_of_all:
-            over = TestResult(**test_of_all).out_of(seeds) or over
-            lines.append(f"| test, {over} | {test_of_all['mean']:.2%} |")
-    lines += ["", "## Parameters", "", "| | |", "|---|---|"]
-    lines += [
-        f"| {_cell(key)} | {_cell(value)} |" for key, value in description["parameters"].items()
-    ]
-    of_before = " of the model before" if before else ""
-    lines += ["", f"Validation accuracy{of_before} after each epoch: "]
-    lines[-1] += ", ".join(f"{accuracy:.2%}" for accuracy in accuracies) + "."
-    if test is not None:
-        lines += [
-            "",
-            "## Use",
-            "",
-            "With hpsearch installed (in its folder: `pip install -e .`), beside this folder:",
-            "",
-            "```python",
-            "from model.exported import load",
-            "",
-            f'classifier = load("{name}")',
-            'for prediction in classifier.predict(["photo.jpg"]):',
-            '    print(f"{prediction.label} {prediction.probability:.1%}")',
-            "```",
-            "",
-            f"or on the command line: `hpsearch predict {name} photo.jpg`.",
-        ]
-    lines += [
-        "",
-        "## Files",
-        "",
-        "- `model.safetensors`: the weights, with the names of the PyTorch modules, and a digest.",
-        "- `trial.json`: parameters, seed, accuracies, data set with its digest and "
-        "normalisation, versions.",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _cell(value: object) -> str:
-    """As a cell of a table in Markdown, which is shown as it is whatever stands in it."""
-    text = html.escape(printable(shortened(str(value), LONGEST_CELL)), quote=False)
-    return re.sub(r"([\\`*_\[\]|~])", r"\\\1", " ".join(text.split()))
-
-
-def _test_rows(description: Mapping[str, Any]) -> list[str]:
-    flips = description["test_accuracy_with_flips"]
-    return [
-        f"| test (never seen by the search) | {description['test_accuracy']:.2%} |",
-        f"| test, each image averaged with its mirror image | {flips:.2%} |",
-    ]
+    try:
+        output.rename(old / "export")
+        temporary.rename(output)
+    finally:
+        # Ctrl-C may come between the two.
+        if not output.exists():
+            (old / "export").rename(output)
+        shutil.rmtree(old, ignore_errors=True)
