@@ -9,6 +9,7 @@ from torchvision.utils import save_image
 
 from data.dataset import CIFAR10_NORMALISATION
 from data.errors import UserError
+from data.sums import SUMS, sums
 from data.weights import packed
 from model.evaluate import normalise
 from model.exported import load
@@ -27,7 +28,23 @@ def folder(tmp_path: Path) -> Path:
         "data": {"classes": ["cat", "dog"], "normalisation": asdict(CIFAR10_NORMALISATION)},
     }
     (folder / "trial.json").write_text(json.dumps(description))
+    (folder / "README.md").write_text("# A model\n")
+    list_digests(folder)
     return folder
+
+
+def list_digests(folder: Path) -> None:
+    """As if its files had been written so."""
+    files = {file.name: file.read_bytes() for file in folder.iterdir() if file.name != SUMS}
+    (folder / SUMS).write_bytes(sums(files))
+
+
+def describe_anew(folder: Path, **parameters: object) -> None:
+    """As if the trial had had these parameters too."""
+    description = json.loads((folder / "trial.json").read_text())
+    description["parameters"] |= parameters
+    (folder / "trial.json").write_text(json.dumps(description))
+    list_digests(folder)
 
 
 def test_a_prediction_is_what_the_network_says(folder: Path, tmp_path: Path) -> None:
@@ -47,19 +64,15 @@ def test_a_prediction_is_what_the_network_says(folder: Path, tmp_path: Path) -> 
 
 def test_a_model_from_scratch_predicts_what_one_of_torch_s_layers_does(folder: Path) -> None:
     theirs = load(folder).model
-    description = json.loads((folder / "trial.json").read_text())
-    description["parameters"]["layers"] = "scratch"
-    (folder / "trial.json").write_text(json.dumps(description))
+    describe_anew(folder, layers="scratch")
     images = torch.randn(2, 3, 32, 32)
     with torch.inference_mode():
         torch.testing.assert_close(load(folder).model(images), theirs(images))
 
 
 def test_a_model_of_another_recipe_is_rebuilt_from_its_description(folder: Path) -> None:
-    description = json.loads((folder / "trial.json").read_text())
     recipe = {"pooling": "average", "logit_scale": 0.125, "initialization": "dirac"}
-    description["parameters"] |= {**recipe, "batch_norm_momentum": 0.4, "ema": 0.99}
-    (folder / "trial.json").write_text(json.dumps(description))
+    describe_anew(folder, **recipe, batch_norm_momentum=0.4, ema=0.99)
     found = load(folder).model
     expected = ResNet(2, width=4, pooling="average", logit_scale=0.125).eval()
     expected.load_state_dict(found.state_dict())
@@ -69,10 +82,16 @@ def test_a_model_of_another_recipe_is_rebuilt_from_its_description(folder: Path)
     assert torch.equal(found.get_parameter("stem.0.0.weight"), weights["stem.0.0.weight"])
 
 
-@pytest.mark.parametrize("missing", ["model.safetensors", "trial.json"])
-def test_a_folder_that_is_not_an_export_is_named(folder: Path, missing: str) -> None:
-    (folder / missing).unlink()
+def test_a_folder_that_is_not_an_export_is_named(folder: Path) -> None:
+    (folder / SUMS).unlink()
     with pytest.raises(UserError, match="best: not an exported model"):
+        load(folder)
+
+
+@pytest.mark.parametrize("missing", ["model.safetensors", "trial.json"])
+def test_a_file_that_is_missing_is_named(folder: Path, missing: str) -> None:
+    (folder / missing).unlink()
+    with pytest.raises(UserError, match=rf"best: a damaged export \({missing} is missing\)"):
         load(folder)
 
 
@@ -82,13 +101,28 @@ def test_damaged_weights_are_named(folder: Path, cut: int) -> None:
     content = bytearray(weights.read_bytes())
     content[-1000] ^= 1
     weights.write_bytes(content[: len(content) - cut])
-    with pytest.raises(UserError, match="best: a damaged export"):
+    with pytest.raises(
+        UserError, match=r"best: a damaged export \(the digest of model\.safetensors is not"
+    ):
         load(folder)
+
+
+def test_a_description_that_was_changed_is_found_by_its_digest(folder: Path) -> None:
+    trial = folder / "trial.json"
+    trial.write_text(trial.read_text().replace('"cat", "dog"', '"dog", "cat"'))
+    with pytest.raises(UserError, match=r"a damaged export \(the digest of trial\.json is not"):
+        load(folder)
+
+
+def test_the_model_card_may_be_edited(folder: Path) -> None:
+    (folder / "README.md").write_text("# My model\n")
+    assert load(folder).classes == ("cat", "dog")
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"parameters": {"width": 8}, "data": {}}'])
 def test_a_damaged_description_is_named(folder: Path, text: str) -> None:
     (folder / "trial.json").write_text(text)
+    list_digests(folder)
     with pytest.raises(UserError, match="best: a damaged export") as error:
         load(folder)
     assert "\n" not in " ".join(str(error.value).split())
@@ -96,6 +130,7 @@ def test_a_damaged_description_is_named(folder: Path, text: str) -> None:
 
 def test_weights_of_another_network_are_refused(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(packed(ResNet(2, width=8).state_dict(), {}))
+    list_digests(folder)
     with pytest.raises(UserError, match="best: a damaged export"):
         load(folder)
 

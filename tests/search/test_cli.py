@@ -93,6 +93,7 @@ def test_the_version_is_printed() -> None:
         (["run", "nope"], "no study 'nope' in this storage; there: quickstart"),
         (["export", "nope", "--output", "best"], "no study 'nope'"),
         (["export", "quickstart", "--output", "best"], "no trial is complete yet"),
+        (["export", "quickstart", "--output", "best", "--trial", "3"], "no trial 3; there: none"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_pytorch_is_imported(
@@ -108,3 +109,22 @@ def test_what_cannot_be_done_is_refused_before_pytorch_is_imported(
     cli = importlib.import_module("search.cli")
     with pytest.raises(UserError, match=re.escape(said)):
         typer.main.get_command(cli.app)([*arguments, "--storage", url], standalone_mode=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["export", "x", "--output", "y", "--best", "2", "--trial", "1"], "--best and --trial"),
+        (["export", "x", "--output", "y", "--with-preprocessing"], "add --format onnx or torch"),
+        (["export", "x", "--output", "y", "--format", "onnx"], r"pip install 'hpsearch\[onnx\]'"),
+        (["predict", "x", "a.png", "--json", "--csv"], "--json and --csv: give one of them"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused_before_anything_is_read(
+    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As if no extra were installed.
+    monkeypatch.setattr("search.cli.find_spec", lambda _: None)
+    result = CliRunner().invoke(app, arguments)
+    assert isinstance(result.exception, UserError)
+    assert re.search(said, str(result.exception))

@@ -391,7 +391,8 @@ def test_export_names_the_confirmed_trial_and_says_if_the_search_has_a_better_on
     def export() -> str:
         caplog.clear()
         output = tmp_path / "best"
-        return describe(export_study(storage, "quickstart", data_cache, None, output, None))
+        [written] = export_study(storage, "quickstart", data_cache, None, output, None)
+        return describe(written)
 
     confirmed = "confirmed: trial 2; of its retrainings the best, trial 0 of study "
     assert export().startswith(f"{confirmed}'quickstart-confirm', validation accuracy 50.00%")
@@ -423,7 +424,7 @@ def test_of_a_damaged_winner_the_next_best_retraining_is_exported(
     # The notebook's, second and fourth, is better than the third, but has not won.
     _ended(storage, searched, [0.9, 0.6, 0.5, 0.7], directory)()
     (directory / weights_name(0)).write_bytes(b"")
-    exported = export_study(storage, "quickstart", data_cache, None, tmp_path / "best", None)
+    [exported] = export_study(storage, "quickstart", data_cache, None, tmp_path / "best", None)
     assert (exported.best.number, exported.instead_of) == (2, 0)
     assert "of its retrainings the best whose weights are not lost, trial 2 of" in describe(
         exported

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from data.errors import UserError
-from search.export import first_usable
+from search.export import usable_trials
 from studies.checkpoints import Checkpoint, CheckpointDirectory, weights_name
 from studies.results import TrialRecord
 from studies.stores import Folder
@@ -34,7 +34,7 @@ def damage(checkpoints: CheckpointDirectory, number: int) -> None:
 def test_the_best_is_used(
     checkpoints: CheckpointDirectory, caplog: pytest.LogCaptureFixture
 ) -> None:
-    item, checkpoint = first_usable(RANKED, checkpoints)
+    item, checkpoint = next(usable_trials(RANKED, checkpoints))
     assert item.number == int(checkpoint.weights["of"]) == 5
     assert caplog.messages == []
 
@@ -44,7 +44,7 @@ def test_of_damaged_ones_the_next_best_is_used_and_they_are_named(
 ) -> None:
     damage(checkpoints, 5)
     damage(checkpoints, 1)
-    item, checkpoint = first_usable(RANKED, checkpoints)
+    item, checkpoint = next(usable_trials(RANKED, checkpoints))
     assert item.number == int(checkpoint.weights["of"]) == 7
     reason = "a damaged checkpoint (its digest does not fit); the next best is trial 7"
     assert caplog.messages == [
@@ -53,12 +53,17 @@ def test_of_damaged_ones_the_next_best_is_used_and_they_are_named(
     ]
 
 
+def test_all_that_can_be_used_come_best_first(checkpoints: CheckpointDirectory) -> None:
+    damage(checkpoints, 1)
+    assert [item.number for item, _ in usable_trials(RANKED, checkpoints)] == [5, 7]
+
+
 def test_so_if_the_best_could_not_be_written_or_only_an_earlier_epoch_of_it(
     checkpoints: CheckpointDirectory, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / weights_name(5)).unlink()
     checkpoints.save(1, Checkpoint({}, 1, 0.75))
-    assert first_usable(RANKED, checkpoints)[0].number == 7
+    assert next(usable_trials(RANKED, checkpoints))[0].number == 7
     assert "no checkpoint of trial 5 here" in caplog.messages[0]
     assert "of trial 1 is of 75.00%, but the study recorded 80.00%" in caplog.messages[1]
 
@@ -69,7 +74,7 @@ def test_without_any_the_error_is_of_the_best(
     for number in (5, 1, 7):
         damage(checkpoints, number)
     with pytest.raises(UserError, match=f"^{tmp_path / weights_name(5)}: a damaged checkpoint"):
-        first_usable(RANKED, checkpoints)
+        next(usable_trials(RANKED, checkpoints))
     elsewhere = CheckpointDirectory(Folder(tmp_path / "elsewhere"))
     with pytest.raises(UserError, match="no checkpoint of trial 5 here; run this where"):
-        first_usable(RANKED, elsewhere)
+        next(usable_trials(RANKED, elsewhere))

@@ -17,10 +17,11 @@ from model.evaluate import accuracies
 from model.exported import load
 from model.train import train
 from model.trial import Diverged, EpochResult, TrialContext
-from search import retrain
 from search.prepare import Prepared
-from search.retrain import export_retrained
+from search.retrain import retrain
+from search.run_export import export_study
 from studies.config import load_study_file
+from studies.export import write_export
 from studies.ownership import OwnedStorage
 from studies.results import BEST_EPOCH, SEED
 from studies.storage import open_storage
@@ -70,7 +71,8 @@ def test_the_last_epoch_on_all_images_is_written_and_the_test_images_looked_at(
 ) -> None:
     prepared = searched(storage, data_cache, 0.01)
     output = tmp_path / "whole"
-    exported = export_retrained(prepared, best_record(prepared.opened), output, CPU)
+    finished = retrain(prepared, best_record(prepared.opened), CPU)
+    write_export(output, finished.model)
 
     data = whole_for_training(prepared.dataset)
     context = TrialContext(data, CPU, epochs=2, seed=7, precision="fp32")
@@ -80,13 +82,14 @@ def test_the_last_epoch_on_all_images_is_written_and_the_test_images_looked_at(
         assert torch.equal(tensor, written[name]), name
 
     classifier = load(output)
-    assert exported.test == accuracies(
+    assert finished.test == accuracies(
         classifier.model, prepared.dataset.test, classifier.normalisation
     )
     trial = json.loads((output / "trial.json").read_text())
     assert trial["trained_on"] == "train+validation"
-    assert trial["test_accuracy"] == exported.test.plain
-    assert trial["test_accuracy_with_flips"] == exported.test.with_flips
+    assert finished.test
+    assert trial["test_accuracy"] == finished.test.plain
+    assert trial["test_accuracy_with_flips"] == finished.test.with_flips
     assert len(trial["training_loss_per_epoch"]) == 2
     assert trial["validation_accuracy"] is None
     assert "validation_accuracy_per_epoch" not in trial
@@ -101,11 +104,14 @@ def test_an_interrupted_training_writes_nothing(
         yield EpochResult(1, float("nan"), 1.0, 100.0, {})
         raise KeyboardInterrupt
 
-    prepared = searched(storage, data_cache, 0.01)
-    monkeypatch.setattr(retrain, "train", interrupted)
+    searched(storage, data_cache, 0.01)
+    monkeypatch.setattr("search.retrain.train", interrupted)
     before = sorted(tmp_path.iterdir())
     with pytest.raises(KeyboardInterrupt):
-        export_retrained(prepared, best_record(prepared.opened), tmp_path / "whole", CPU)
+        export_study(
+            *(storage, "quickstart", data_cache, None, tmp_path / "whole", None),
+            on_validation_too=True,
+        )
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -116,9 +122,9 @@ def test_weights_that_the_last_step_made_infinite_are_not_written(
         yield EpochResult(1, float("nan"), 1.0, 100.0, {"weight": torch.tensor(float("inf"))})
 
     prepared = searched(storage, data_cache, 0.01)
-    monkeypatch.setattr(retrain, "train", infinite)
+    monkeypatch.setattr("search.retrain.train", infinite)
     with pytest.raises(Diverged, match="the weights were no longer finite after epoch 1"):
-        export_retrained(prepared, best_record(prepared.opened), tmp_path / "whole", CPU)
+        retrain(prepared, best_record(prepared.opened), CPU)
 
 
 def test_a_training_that_diverges_is_one_line_and_exit_code_1(

@@ -9,7 +9,7 @@ import pytest
 import typer.main
 
 from search.cli import app
-from studies.export import readme
+from studies.card import model_card
 
 Hpsearch = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -59,7 +59,7 @@ def test_the_python_is_the_same_as_in_an_exported_folder() -> None:
         "test_accuracy_with_flips": 0.5,
         "data": {"source": "x", "classes": ["a"]},
     }
-    (there,) = re.findall(r"```python\n(.*?)```", readme(description, "best"), re.DOTALL)
+    (there,) = re.findall(r"```python\n(.*?)```", model_card(description, "best"), re.DOTALL)
     assert here == there
 
 
