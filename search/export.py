@@ -330,7 +330,9 @@ def describe(exported: Exported) -> str:
     lines.append(f"model: {exported.output}")
     if exported.differences:
         compared = ", ".join(f"{file} {far:.2g}" for file, far in exported.differences.items())
-        lines.append(f"  largest difference of probabilities to the network's: {compared}")
+        lines.append(
+            f"  largest difference to the network's probabilities of training images: {compared}"
+        )
     if exported.test:
         lines.append(f"  to use it: hpsearch predict {exported.output} IMAGE...")
     return "\n".join(lines)

@@ -95,7 +95,8 @@ def packed_model(
         logger.info("trial %d: its graph, by %s", best.number, format_name)
     files, differences = written(trained, graphs.formats, graphs.preprocessing, images[some])
     description["files"] = {
-        name: {"largest_difference": difference} for name, difference in differences.items()
+        name: {"largest_difference": difference, "images": len(some)}
+        for name, difference in differences.items()
     }
     for format_name in graphs.formats:
         description["files"][GRAPH_FILES[format_name]]["preprocessing"] = graphs.preprocessing

@@ -228,8 +228,9 @@ def _files(description: Mapping[str, Any]) -> list[str]:
 
     def line(file: str, what: str) -> str:
         if file in checked:
-            difference = checked[file]["largest_difference"]
-            what += f"; its probabilities differ from the network's by at most {difference:.2g}"
+            difference, images = checked[file]["largest_difference"], checked[file]["images"]
+            what += f"; on {images} training images its probabilities differ from the network's by "
+            what += f"at most {difference:.2g}"
         return f"- `{file}`: {what}."
 
     return [

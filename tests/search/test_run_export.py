@@ -20,7 +20,7 @@ from model.exported import load
 from model.hyperparameters import Hyperparameters
 from model.train import build_model
 from search.export import Exported, describe
-from search.finished import Graphs
+from search.finished import COMPARED, Graphs
 from search.run_export import export_study
 from studies.checkpoints import Checkpoint, open_checkpoints, weights_name
 from studies.config import load_study_file
@@ -83,25 +83,31 @@ def description(folder: Path) -> Any:
     return json.loads((folder / "trial.json").read_text())
 
 
-@pytest.mark.parametrize("preprocessing", [True, False])
+@pytest.mark.parametrize(
+    ("form", "file", "preprocessing"),
+    [("onnx", "model.onnx", True), ("torch-export", "model.pt2", False)],
+)
 def test_the_python_of_the_model_card_works_in_every_form(
     study: OpenedStudy,
     root: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    form: str,
+    file: str,
     preprocessing: bool,
 ) -> None:
-    graphs = Graphs(frozenset({"onnx", "torch-export"}), preprocessing)
+    graphs = Graphs(frozenset({form}), preprocessing)
     (exported,) = export(study, root, tmp_path / "two", trial=2, graphs=graphs)
     far = exported.differences
-    assert far.keys() == {"model.safetensors", "model.onnx", "model.pt2"}
+    assert far.keys() == {"model.safetensors", file}
     assert far["model.safetensors"] == 0
     assert max(far.values()) < 1e-5
-    assert f"model.onnx {far['model.onnx']:.2g}, " in describe(exported)
+    assert f"model.safetensors 0, {file} {far[file]:.2g}\n" in describe(exported)
     found = description(tmp_path / "two")["files"]
-    assert found["model.pt2"] == {
-        "largest_difference": far["model.pt2"],
+    assert found[file] == {
+        "largest_difference": far[file],
+        "images": COMPARED,
         "preprocessing": preprocessing,
     }
 
@@ -112,7 +118,7 @@ def test_the_python_of_the_model_card_works_in_every_form(
     monkeypatch.chdir(tmp_path)
     expected = load("two").predict(["photo.jpg"])[0]
     codes = re.findall(r"```python\n(.*?)```", (tmp_path / "two" / "README.md").read_text(), re.S)
-    assert len(codes) == 3
+    assert len(codes) == 2
     for code in codes:
         names: dict[str, Any] = {}
         exec(code, names)

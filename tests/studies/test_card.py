@@ -43,8 +43,10 @@ def test_the_front_matter_is_what_the_hub_reads() -> None:
 
 def test_of_cifar10_the_front_matter_names_the_hub_s_data_set() -> None:
     data = {**DESCRIPTION["data"], "source": "cifar10-mini"}
-    files = {"model.onnx": {"largest_difference": 1e-7, "preprocessing": True}}
-    found = front_matter(model_card({**DESCRIPTION, "data": data, "files": files}, "best"))
+    files = {"model.onnx": {"largest_difference": 1e-7, "images": 64, "preprocessing": True}}
+    text = model_card({**DESCRIPTION, "data": data, "files": files}, "best")
+    assert "on 64 training images its probabilities differ" in text
+    found = front_matter(text)
     assert found["datasets"] == ["uoft-cs/cifar10"]
     assert "onnx" in found["tags"]
 

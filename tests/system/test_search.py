@@ -244,7 +244,7 @@ def test_an_objective_of_one_s_own_is_not_trained_anew(hpsearch: Hpsearch, tmp_p
     result = hpsearch("export", "own", "--on", "train+validation", "--output", "best")
     assert result.returncode == 2
     assert result.stderr == (
-        "hpsearch: study 'own' runs 'objectives:curve': --on train+validation can train models of "
+        "hpsearch: study 'own' runs 'objectives:curve': --on train+validation knows models of "
         "'model.train:train' alone\n"
     )
     assert not (tmp_path / "best").exists()
