@@ -673,6 +673,51 @@ def predict(
     )
 
 
+@app.command()
+def evaluate(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="DIR_OR_STUDY", help="A folder that export wrote, or a study with its best."
+        ),
+    ],
+    against: Annotated[
+        str | None, typer.Option(metavar="DIR_OR_STUDY", help="Another, to compare it with.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", show_default="NAME-evaluation", help="The folder for page and figures."
+        ),
+    ] = None,
+    image: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE_OR_INDEX",
+            help="The image whose feature maps are shown: a file, or which of the test images.",
+        ),
+    ] = "0",
+    data: DataOption = None,
+    storage: StorageOption = DEFAULT_STORAGE,
+    directory: DirectoryOption = DEFAULT_DIRECTORY,
+    checkpoints: CheckpointsOption = None,
+) -> None:
+    """Measure a trained model on the test images: a page to look at, and evaluation.json.
+
+    Each class, calibration, robustness, speed, mistakes and feature maps.
+    """
+    _log_to_terminal(logging.WARNING)
+    from search.run_evaluate import evaluate_models
+    from studies.storage import open_storage
+
+    given = [model, against] if against else [model]
+    models = [item if Path(item).is_dir() else _study_name(item) for item in given]
+    line = evaluate_models(
+        models, lambda: open_storage(storage), directory, checkpoints, output, data, image
+    )
+    print(printable(line))
+
+
 def _ask_for_a_hash(asked: bool) -> None:
     if asked:
         from studies.password import HASH_VARIABLE, PasswordHash

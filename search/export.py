@@ -133,6 +133,9 @@ def finish(
         "validation_accuracy": best.value,
         "validation_accuracy_per_epoch": list(best.accuracies),
         "best_epoch": checkpoint.epoch,
+        # If it was resumed, what is known is how long the rest took.
+        "training_seconds": None if best.epochs_before else best.seconds,
+        "images_per_second": best.images_per_second,
         **of_test(test),
     }
     description = describe_trial(prepared, best, results, prepared.data.normalisation)
