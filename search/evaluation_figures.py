@@ -25,12 +25,14 @@ def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> go.Fig
     """How many images of each class (row) were taken for each class (column)."""
     names = labels(classes)
     shares = [[count / max(1, sum(row)) for count in row] for row in matrix]
-    figure = new_figure("taken for", "is", height=min(900, 200 + 30 * len(classes)), percent=False)
+    figure = new_figure(
+        "taken for", "true class", height=min(900, 200 + 30 * len(classes)), percent=False
+    )
     figure.add_heatmap(
         z=shares,
         x=names,
         y=names,
-        customdata=matrix,
+        text=matrix,
         zmin=0,
         zmax=1,
         colorscale="Blues",
@@ -38,8 +40,8 @@ def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> go.Fig
         xgap=1,
         ygap=1,
         # Plotly sees to it that it can be read on its colour.
-        texttemplate="%{customdata}" if len(classes) <= FEW_CLASSES else None,
-        hovertemplate="%{y} taken for %{x}: %{customdata} images, %{z:.1%}<extra></extra>",
+        texttemplate="%{text}" if len(classes) <= FEW_CLASSES else None,
+        hovertemplate="%{y} taken for %{x}: %{text} images, %{z:.1%}<extra></extra>",
     )
     figure.update_xaxes(type="category", showgrid=False)
     figure.update_yaxes(type="category", showgrid=False, autorange="reversed")
@@ -73,7 +75,7 @@ def reliability(bins: Sequence[Bin]) -> go.Figure:
         y=[rounded(item.accuracy) for item in bins],
         customdata=[item.images for item in bins],
         width=1 / BINS,
-        name="accuracy",
+        showlegend=False,
         marker={"color": COLORS[0], "line": {"width": 0.5, "color": "white"}},
         hovertemplate="confidence about %{x:.0%}: %{y:.1%} of %{customdata} right<extra></extra>",
     )
@@ -89,7 +91,7 @@ def reliability(bins: Sequence[Bin]) -> go.Figure:
         x=centres,
         y=[item.images for item in bins],
         width=1 / BINS,
-        name="images",
+        showlegend=False,
         yaxis="y2",
         marker={"color": "#999999", "line": {"width": 0.5, "color": "white"}},
         hovertemplate="%{y} images<extra></extra>",
@@ -142,7 +144,10 @@ def convergence(curves: Curves) -> go.Figure:
             y=[rounded(curve[epoch - 1]) for epoch in marks],
             text=[", ".join(shares) for shares in marks.values()],
             mode="markers+text",
-            textposition="bottom right",
+            # Beside a curve that rises, and within the figure.
+            textposition=[
+                "top left" if 2 * epoch > len(curve) else "bottom right" for epoch in marks
+            ],
             cliponaxis=False,
             marker={"color": color, "size": 12, "symbol": "diamond"},
             showlegend=False,

@@ -218,9 +218,10 @@ def _robustness(shown: Shown) -> str:
     return _section(
         "robustness",
         "How much it bears",
-        "A curve that falls at severity 1 already is a model that real photographs will surprise. "
-        "As in CIFAR-10-C, whose constants these are; occlusion is a grey square of "
-        f"{sides} pixels' side. Below each: the chosen image, as it is and at each severity.",
+        "A curve that falls at severity 1 already says that images a little worse than those of "
+        "the data set will surprise the model. As in CIFAR-10-C, whose constants these are; "
+        f"occlusion is a grey square of {sides} pixels' side. Below each: the chosen image, as "
+        "it is and at each severity.",
         f'<div class="small">{"".join(cards)}</div>',
     )
 
@@ -321,7 +322,11 @@ def _features(shown: Shown) -> str:
             f"{_text(shown.dataset.classes[index])} {item.probabilities[index]:.1%}"
             for index in order[:LIKELY]
         )
-        parts = [f"<p>The model says: {likely}.</p>"]
+        parts = [
+            f'<figure><h3>{_text(shown.image.name).capitalize()}</h3><img class="one" '
+            f'src="{picture(shown.image.pixels)}" alt="the chosen image"><figcaption>taken for '
+            f"{likely}</figcaption></figure>"
+        ]
         for part in item.features:
             count, height, width = part.maps.shape
             chosen = part.strongest(MAPS)
@@ -330,9 +335,9 @@ def _features(shown: Shown) -> str:
                 f"<figure><h3>{part.part.capitalize()}</h3>"
                 f'<img src="{picture(colored_maps(part.maps[chosen]))}" '
                 f'alt="feature maps of the {part.part}"><figcaption>{kept} channels of '
-                f"{height}x{width}; {part.dead} are 0 everywhere</figcaption></figure>"
+                f"{height}x{width}; 0 everywhere: {part.dead}</figcaption></figure>"
             )
-        return f'<div class="small maps">{"".join(parts)}</div>'
+        return f'<div class="maps">{"".join(parts)}</div>'
 
     return _section(
         "features",
@@ -341,8 +346,7 @@ def _features(shown: Shown) -> str:
         "channel, each from 0 (dark) to its largest value (yellow). Early ones show edges and "
         "colours, late ones where something is; many that are 0 everywhere are a network that is "
         "wider than need be. Another image: <code>--image</code>.",
-        f'<img class="one" src="{picture(shown.image.pixels)}" alt="the chosen image">'
-        + shown.each(of_model),
+        shown.each(of_model),
     )
 
 

@@ -81,10 +81,9 @@ def evaluate_models(
 
 def _beside(model: str) -> Path:
     directory = Path(model)
-    if directory.is_dir():
+    if directory.is_dir() and directory.name in ("", ".."):
         directory = directory.resolve()
-        return directory.with_name(f"{directory.name}-evaluation")
-    return Path(f"{model}-evaluation")
+    return directory.with_name(f"{directory.name}-evaluation")
 
 
 def _subject(
