@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from data.dataset import Normalisation
 from model.evaluate import logits
 
-WARM_UP = 5
+WARM_UP = 3
 """Queries that are not counted: kernels are chosen and memory is taken in the first ones."""
 FEWEST, MOST = 20, 1000
 """Queries that are counted, as many as fit into the time."""
-SECONDS = 1.0
+SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)

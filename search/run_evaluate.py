@@ -111,7 +111,16 @@ def _subject(
 
 def _loaded(name: str, folder: Path) -> Subject:
     classifier = load(folder)
-    return Subject(name, classifier, json.loads((folder / "trial.json").read_text()))
+    description = json.loads((folder / "trial.json").read_text())
+    needed = {"study", "trial", "validation_accuracy_per_epoch"} - description.keys()
+    needed |= {"source", "digest"} - description["data"].keys()
+    if "before" in description:
+        needed -= {"validation_accuracy_per_epoch"}
+    if needed:
+        raise UserError(
+            f"{folder}: a damaged export (no {min(needed)} in trial.json); export it again"
+        )
+    return Subject(name, classifier, description)
 
 
 def _check_data(subject: Subject, dataset: Dataset) -> None:

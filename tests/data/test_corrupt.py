@@ -12,18 +12,14 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
-from data.corrupt import (
-    BATCH_SIZE,
-    BRIGHTNESS,
-    CONTRAST,
-    CORRUPTIONS,
-    DEFOCUS,
-    JPEG_QUALITY,
-    NOISE,
-    OCCLUSION,
-    SEVERITIES,
-    corrupted,
-)
+from data.corrupt import BATCH_SIZE, CORRUPTIONS, OCCLUSION, SEVERITIES, corrupted
+
+# As in make_cifar_c.py.
+NOISE = (0.04, 0.06, 0.08, 0.09, 0.10)
+DEFOCUS = ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1))
+BRIGHTNESS = (0.05, 0.1, 0.15, 0.2, 0.3)
+CONTRAST = (0.75, 0.5, 0.4, 0.3, 0.15)
+JPEG_QUALITY = (80, 65, 58, 50, 40)
 
 Pixels = NDArray[numpy.float64]
 

@@ -1,30 +1,40 @@
-"""The evaluation as a person sees it: written by the real command, opened in a real browser."""
+"""The evaluation: each figure beside one computed by hand, and the page in a real browser."""
 
 import json
 import os
 import shutil
+import signal
 import subprocess
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
+from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from data.dataset import CIFAR10_NORMALISATION, load_dataset
-from model.exported import Classifier
-from model.resnet import ResNet
-from search.evaluate import ChosenImage, Subject, evaluate
+from data.corrupt import CORRUPTIONS, SEVERITIES, corrupted
+from data.dataset import Dataset, load_dataset
+from data.errors import UserError
+from data.weights import packed, unpacked
+from model.evaluate import normalise
+from model.exported import load
+from search.evaluate import SEED, STEPS, ChosenImage, Evaluation, Subject, as_document, evaluate
 from search.evaluation_page import page as page_of
+from search.run_evaluate import evaluate_models
 from search.run_export import export_study
+from studies.ownership import OwnedStorage
 from studies.storage import open_storage
-from tests.search.trained import trained_study
+from tests.system.trained import EPOCHS, PARAMETERS, SECONDS, trained_study
 
 Hpsearch = Callable[..., subprocess.CompletedProcess[str]]
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chrome")
+
+CPU = torch.device("cpu")
 
 # In CI a missing browser must not pass for a tested page.
 pytestmark = pytest.mark.skipif(
@@ -76,42 +86,248 @@ def opened(browser: Browser, file: Path, options: dict[str, Any]) -> Page:
     return page
 
 
-def test_an_export_and_a_study_side_by_side(
-    hpsearch: Hpsearch, browser: Browser, few_images: Path, tmp_path: Path
-) -> None:
-    url, root = f"sqlite:///{tmp_path / 'a.db'}", tmp_path / "var"
+@dataclass(frozen=True)
+class Place:
+    """A study `flowers`, its export `best`, and where its data are kept."""
+
+    storage: OwnedStorage
+    root: Path
+    source: str
+    curve: Sequence[float]
+
+    url: str
+
+    @property
+    def best(self) -> Path:
+        return self.root / "best"
+
+    def run(self, *models: object, **changes: Any) -> str:
+        arguments: dict[str, Any] = {
+            **{"storage": lambda: self.storage, "root": self.root, "place": None},
+            **{"output": None, "source": None, "chosen": "0"},
+        }
+        return evaluate_models([str(model) for model in models], **arguments | changes)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, few_images: Path) -> Place:
+    root = tmp_path_factory.mktemp("evaluated")
+    url = f"sqlite:///{root / 'a.db'}"
     storage = open_storage(url, create=True)
-    trained_study(storage, "roses", str(few_images), root, seed=1)
-    trained_study(storage, "tulips", str(few_images), root, seed=2)
-    export_study(storage, "roses", root, None, tmp_path / "best", None)
-    earlier = {file.name for file in tmp_path.iterdir()}
-    # Roses are not asked for: the folder speaks for itself.
+    curve = trained_study(storage, "flowers", str(few_images), root)
+    export_study(storage, "flowers", root, None, root / "best", None)
+    return Place(storage, root, str(few_images), curve, url)
+
+
+@pytest.fixture(scope="module")
+def dataset(place: Place) -> Dataset:
+    return load_dataset(place.source, place.root)
+
+
+@dataclass(frozen=True)
+class Found:
+    evaluation: Evaluation
+    image: ChosenImage
+    told: Sequence[str]
+
+
+@pytest.fixture(scope="module")
+def found(place: Place, dataset: Dataset) -> Found:
+    description = json.loads((place.best / "trial.json").read_text())
+    subject = Subject("best", load(place.best), description)
+    image = ChosenImage("an image", dataset.test.images[3])
+    told: list[str] = []
+    return Found(evaluate(subject, dataset.test, image, CPU, told.append), image, told)
+
+
+def by_hand(place: Place, images: torch.Tensor) -> torch.Tensor:
+    """Logits, by the plainest way."""
+    classifier = load(place.best)
+    with torch.no_grad():
+        logits: torch.Tensor = classifier.model.eval()(
+            normalise(images.float() / 255, classifier.normalisation)
+        )
+    return logits
+
+
+def share_right(logits: torch.Tensor, dataset: Dataset) -> float:
+    return float(numpy.mean(logits.numpy().argmax(axis=1) == dataset.test.labels.numpy()))
+
+
+def test_the_accuracies_are_those_computed_by_hand(
+    place: Place, dataset: Dataset, found: Found
+) -> None:
+    evaluation, images = found.evaluation, dataset.test.images
+    plain, mirrored = by_hand(place, images), by_hand(place, images.flip(3))
+    assert evaluation.test.plain == pytest.approx(share_right(plain, dataset))
+    assert evaluation.test.with_flips == pytest.approx(share_right(plain + mirrored, dataset))
+    assert evaluation.test.plain > 0.15, "it has learnt something, so that figures differ"
+    assert evaluation.metrics.accuracy == pytest.approx(evaluation.test.plain)
+    right = plain.argmax(dim=1) == dataset.test.labels
+    assert list(evaluation.right) == right.tolist()
+    everything = []
+    for corruption in CORRUPTIONS:
+        for severity in SEVERITIES:
+            worse = corrupted(images, corruption, severity, SEED)
+            accuracy = share_right(by_hand(place, worse), dataset)
+            assert evaluation.robustness[corruption][severity - 1] == pytest.approx(accuracy)
+            everything.append(accuracy)
+    assert evaluation.corrupted == pytest.approx(numpy.mean(everything))
+
+
+def test_mistakes_and_the_chosen_image_are_those_computed_by_hand(
+    place: Place, dataset: Dataset, found: Found
+) -> None:
+    probabilities = by_hand(place, dataset.test.images).softmax(dim=1)
+    confidences, predicted = probabilities.max(dim=1)
+    wrong = (predicted != dataset.test.labels).nonzero().flatten().tolist()
+    wrong.sort(key=lambda index: -float(confidences[index]))
+    mistakes = found.evaluation.mistakes
+    assert [mistake.index for mistake in mistakes] == wrong[: len(mistakes)]
+    assert [mistake.probability for mistake in mistakes] == pytest.approx(
+        [float(confidences[index]) for index in wrong[: len(mistakes)]], abs=1e-5
+    )
+    assert found.evaluation.probabilities == pytest.approx(probabilities[3].tolist(), abs=1e-5)
+    assert [tuple(part.maps.shape) for part in found.evaluation.features] == [
+        *((4, 32, 32), (4, 32, 32), (8, 16, 16), (16, 8, 8), (32, 4, 4)),
+    ]
+
+
+def test_the_document_has_every_figure(place: Place, dataset: Dataset, found: Found) -> None:
+    assert len(found.told) == STEPS
+    document = as_document([found.evaluation], dataset, found.image)
+    (model,) = json.loads(json.dumps(document, allow_nan=False))["models"]
+    guessed = by_hand(place, dataset.test.images).argmax(dim=1).tolist()
+    labels = dataset.test.labels.tolist()
+    for index, name in enumerate(dataset.classes):
+        of_class = model["classes"][index]
+        hits = sum(pair == (index, index) for pair in zip(guessed, labels, strict=True))
+        assert (of_class["class"], of_class["images"]) == (name, labels.count(index))
+        assert of_class["recall"] == pytest.approx(hits / labels.count(index))
+        assert of_class["precision"] == pytest.approx(hits / max(1, guessed.count(index)))
+        assert model["confusion_matrix"][index][index] == hits
+    assert model["test_accuracy"] == found.evaluation.test.plain
+    assert model["validation_accuracy_per_epoch"] == list(place.curve)
+    for share in (0.8, 0.9, 0.95):
+        expected = next(
+            epoch
+            for epoch in range(1, EPOCHS + 1)
+            if place.curve[epoch - 1] >= share * place.curve[-1]
+        )
+        assert model["epochs_to_share_of_final_accuracy"][f"{share:.0%}"] == expected
+    assert model["training"]["images_per_second"] == 1234
+    assert model["training"]["training_seconds"] == SECONDS
+    assert model["validation_fraction"] == 0.2
+    assert model["parameters"].items() >= PARAMETERS.items()
+    one, many = model["queries"]["sizes"]
+    assert (one["batch_size"], many["batch_size"]) == (1, 256)
+    assert one["p99_seconds"] >= one["median_seconds"] > 0
+    assert many["images_per_second"] > one["images_per_second"] > 0
+    assert [part["shape"][0] for part in model["feature_maps"]] == [4, 4, 8, 16, 32]
+    assert sum(model["probabilities_of_image"].values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_of_a_model_that_was_trained_anew_the_curve_is_that_of_the_search(found: Found) -> None:
+    subject = found.evaluation.subject
+    description = {"before": {"validation_accuracy_per_epoch": [0.25, 0.5]}}
+    anew = replace(found.evaluation, subject=replace(subject, description=description))
+    assert anew.curve == (0.25, 0.5)
+
+
+@pytest.fixture
+def alarm() -> Iterator[None]:
+    """What SIGALRM does, is Ctrl-C."""
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.usefixtures("alarm")
+def test_ctrl_c_leaves_nothing_behind(place: Place, tmp_path: Path) -> None:
+    earlier = {file.name for file in place.root.iterdir()}
+    signal.setitimer(signal.ITIMER_REAL, 0.7)
+    with pytest.raises(KeyboardInterrupt):
+        place.run("flowers", output=tmp_path / "new")
+    assert list(tmp_path.iterdir()) == []
+    assert {file.name for file in place.root.iterdir()} == earlier
+
+
+def test_other_images_than_those_of_the_model_are_refused(place: Place, tmp_path: Path) -> None:
+    for index, name in enumerate(("train/cat/0", "train/cat/1", "train/dog/2", "train/dog/3")):
+        file = tmp_path / "photos" / f"{name}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (index, 0, 0)).save(file)
+    message = r"best was trained on other data: .*photos.* here, but .*with --data"
+    with pytest.raises(UserError, match=message):
+        place.run(place.best, source=str(tmp_path / "photos"), output=tmp_path / "new")
+    assert {file.name for file in tmp_path.iterdir()} == {"photos"}
+
+
+def test_an_image_that_is_not_there_is_said_in_a_line(place: Place) -> None:
+    with pytest.raises(UserError, match="--image 100: there are 100 test images, from 0 on"):
+        place.run(place.best, chosen="100")
+    with pytest.raises(UserError, match=r"no\.png: cannot be read"):
+        place.run(place.best, chosen="no.png")
+
+
+def test_what_is_no_model_is_said_in_a_line(place: Place, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no study 'roses' in this storage; there: flowers"):
+        place.run("roses")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty: not an exported model"):
+        place.run(tmp_path / "empty")
+    shutil.copytree(place.best, tmp_path / "cut")
+    description = json.loads((place.best / "trial.json").read_text())
+    del description["data"]["digest"]
+    (tmp_path / "cut" / "trial.json").write_text(json.dumps(description))
+    with pytest.raises(UserError, match=r"cut: a damaged export \(no digest in trial.json\)"):
+        place.run(tmp_path / "cut")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file is not a folder that can be written to"):
+        place.run(place.best, output=tmp_path / "file")
+    assert {file.name for file in tmp_path.iterdir()} == {"empty", "cut", "file"}
+
+
+def test_an_export_and_a_study_side_by_side(
+    place: Place, hpsearch: Hpsearch, browser: Browser, tmp_path: Path
+) -> None:
+    """The folder's model is the study's, with some noise in its weights."""
+    torch.manual_seed(0)
+    shutil.copytree(place.best, tmp_path / "other")
+    weights, _ = unpacked((tmp_path / "other" / "model.safetensors").read_bytes())
+    for name, tensor in weights.items():
+        if tensor.ndim == 4:
+            weights[name] = tensor + 0.3 * tensor.std() * torch.randn(tensor.shape)
+    (tmp_path / "other" / "model.safetensors").write_bytes(packed(weights, {}))
     result = hpsearch(
-        *("evaluate", "best", "--against", "tulips", "--image", few_images / "test/cat/0.png"),
-        HPSEARCH_STORAGE=url,
+        *("evaluate", "other", "--against", "flowers", "--directory", place.root),
+        *("--image", Path(place.source) / "test/cat/0.png"),
+        HPSEARCH_STORAGE=place.url,
     )
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
-    assert {file.name for file in tmp_path.iterdir()} - earlier == {"best-evaluation"}
-    output = tmp_path / "best-evaluation"
+    assert {file.name for file in tmp_path.iterdir()} == {"other", "other-evaluation"}
+    output = tmp_path / "other-evaluation"
     assert {file.name for file in output.iterdir()} == {"evaluation.html", "evaluation.json"}
 
     document = json.loads((output / "evaluation.json").read_text())
     first, second = document["models"]
-    assert (first["name"], second["name"]) == ("best", "tulips")
-    described = json.loads((tmp_path / "best" / "trial.json").read_text())
-    assert first["test_accuracy"] == described["test_accuracy"]
+    assert (first["name"], second["name"]) == ("other", "flowers")
+    described = json.loads((place.best / "trial.json").read_text())
+    assert second["test_accuracy"] == described["test_accuracy"]
     compared = document["comparison"]
     difference = first["test_accuracy"] - second["test_accuracy"]
     assert compared["difference"] == pytest.approx(difference)
+    assert compared["first_alone"] + compared["second_alone"] > 0
     assert compared["low"] <= difference <= compared["high"]
     (line,) = result.stdout.splitlines()
-    assert f"best: test accuracy {first['test_accuracy']:.2%}" in line
+    assert f"flowers: test accuracy {second['test_accuracy']:.2%}" in line
     assert f"difference {100 * difference:+.2f} points" in line
-    assert line.endswith("best-evaluation/evaluation.html")
+    assert line.endswith("; other-evaluation/evaluation.html")
 
     page = opened(browser, output / "evaluation.html", DESKTOP)
-    assert page.title() == "best and tulips"
+    assert page.title() == "other and flowers"
     assert f"{100 * difference:+.2f}" in page.locator("#summary table").inner_text()
     for number, model in enumerate((first, second)):
         drawn = page.evaluate(f"figures['confusion-{number}'].data[0].text")
@@ -119,30 +335,27 @@ def test_an_export_and_a_study_side_by_side(
         curve = page.evaluate(f"figures['robustness-0'].data[{number}].y")
         noise = model["robustness"]["gaussian noise"]
         assert curve == pytest.approx([model["test_accuracy"], *noise], rel=1e-3)
+    # The image, and the stem and the stages, of each.
     assert page.locator("#features img").count() == 2 * 6
     assert page.locator("#features").get_by_text("0.png").first.is_visible()
-    page.screenshot(path=tmp_path / "page.png", full_page=True)
 
 
 def test_what_a_class_is_called_is_shown_and_not_run_on_a_phone_too(
-    browser: Browser, data_cache: Path, tmp_path: Path
+    found: Found, dataset: Dataset, browser: Browser, tmp_path: Path
 ) -> None:
     hostile = "<img src=x onerror=alert(1)></script><b>" + "x" * 300
-    classes = (hostile + "1", hostile + "2", "\x1b[2Jcat")
-    whole = load_dataset("cifar10-mini", data_cache)
-    test = whole.test.select((whole.test.labels < 3).nonzero().flatten()[::25])
-    dataset = replace(whole, classes=classes, test=test, source=hostile)
-    torch.manual_seed(0)
+    classes = tuple(f"{hostile}\x1b[2J{index}" for index in range(len(dataset.classes)))
     description = {
         **{"study": hostile, "trial": 0, "parameters": {hostile: hostile}},
         **{"data": {}, "validation_accuracy_per_epoch": []},
     }
-    classifier = Classifier(ResNet(3, width=4), classes, CIFAR10_NORMALISATION)
-    image = ChosenImage(hostile, test.images[0])
-    subject = Subject(hostile, classifier, description)
-    found = evaluate(subject, test, image, torch.device("cpu"))
-    (tmp_path / "page.html").write_text(page_of([found], dataset, image))
+    subject = Subject(hostile, found.evaluation.subject.classifier, description)
+    evaluation = replace(found.evaluation, subject=subject)
+    named = replace(dataset, classes=classes, source=hostile)
+    (tmp_path / "page.html").write_text(
+        page_of([evaluation], named, replace(found.image, name=hostile))
+    )
     page = opened(browser, tmp_path / "page.html", PHONE)
     assert page.title() == hostile
     assert page.get_by_text("No curve is recorded").is_visible()
-    assert page.locator("#mistakes img").count() == len(found.mistakes) > 0
+    assert page.locator("#mistakes img").count() == len(evaluation.mistakes) > 0
