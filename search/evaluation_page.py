@@ -335,7 +335,7 @@ def _features(shown: Shown) -> str:
                 f"<figure><h3>{part.part.capitalize()}</h3>"
                 f'<img src="{picture(colored_maps(part.maps[chosen]))}" '
                 f'alt="feature maps of the {part.part}"><figcaption>{kept} channels of '
-                f"{height}x{width}; 0 everywhere: {part.dead}</figcaption></figure>"
+                f"{height}x{width}, {part.dead} of them dead</figcaption></figure>"
             )
         return f'<div class="maps">{"".join(parts)}</div>'
 
@@ -344,7 +344,7 @@ def _features(shown: Shown) -> str:
         "What it sees in an image",
         f"The output of the stem and of each stage for {_text(shown.image.name)}, one square a "
         "channel, each from 0 (dark) to its largest value (yellow). Early ones show edges and "
-        "colours, late ones where something is; many that are 0 everywhere are a network that is "
+        "colours, late ones where something is; many dead ones, 0 everywhere, are a network that is "
         "wider than need be. Another image: <code>--image</code>.",
         shown.each(of_model),
     )
