@@ -61,7 +61,8 @@ class Metrics:
     """How many images of each class (row) were taken for each class (column)."""
     classes: tuple[ClassFigures, ...]
     macro: ClassFigures
-    """The mean over the classes, each of the same weight."""
+    """The mean over the classes, each of the same weight; without those that no image is of and
+    none was taken for."""
     calibration: Calibration
 
 

@@ -706,15 +706,21 @@ def evaluate(
 
     Each class, calibration, robustness, speed, mistakes and feature maps.
     """
-    _log_to_terminal(logging.WARNING)
-    from search.run_evaluate import evaluate_models
     from studies.storage import open_storage
+    from studies.study import best_record, open_study
 
     given = [model, against] if against else [model]
     models = [item if Path(item).is_dir() else _study_name(item) for item in given]
-    line = evaluate_models(
-        models, lambda: open_storage(storage), directory, checkpoints, output, data, image
-    )
+    studies = [item for item in models if not Path(item).is_dir()]
+    with_storage = None
+    if studies:
+        with_storage = open_storage(storage)
+        for study in studies:
+            best_record(open_study(with_storage, study))  # Says without PyTorch if there is none.
+    _log_to_terminal(logging.WARNING)
+    from search.run_evaluate import evaluate_models
+
+    line = evaluate_models(models, with_storage, directory, checkpoints, output, data, image)
     print(printable(line))
 
 

@@ -344,8 +344,8 @@ def _features(shown: Shown) -> str:
         "What it sees in an image",
         f"The output of the stem and of each stage for {_text(shown.image.name)}, one square a "
         "channel, each from 0 (dark) to its largest value (yellow). Early ones show edges and "
-        "colours, late ones where something is; many dead ones, 0 everywhere, are a network that is "
-        "wider than need be. Another image: <code>--image</code>.",
+        "colours, late ones where something is; many dead ones, 0 everywhere, are a network that "
+        "is wider than need be. Another image: <code>--image</code>.",
         shown.each(of_model),
     )
 

@@ -34,7 +34,7 @@ from studies.study import open_study
 
 def evaluate_models(
     models: Sequence[str],
-    storage: Callable[[], OwnedStorage],
+    storage: OwnedStorage | None,
     root: Path,
     place: str | None,
     output: Path | None,
@@ -45,7 +45,7 @@ def evaluate_models(
 
     Args:
         models: one or two, each an exported folder or the name of a study.
-        storage: opens the database, if one of them is a study.
+        storage: where the studies are; not needed for folders.
         place: of the checkpoints, if not below `root`.
         output: the folder; by default it stands beside the (first) exported one, or here.
         source: where this machine has the data, if not where the description says.
@@ -88,7 +88,7 @@ def _beside(model: str) -> Path:
 
 def _subject(
     model: str,
-    storage: Callable[[], OwnedStorage],
+    storage: OwnedStorage | None,
     root: Path,
     place: str | None,
     source: str | None,
@@ -96,8 +96,8 @@ def _subject(
     """A model with its description. That of a study is what `hpsearch export` would write."""
     if Path(model).is_dir():
         return _loaded(Path(model).resolve().name, Path(model))
-    opened_storage = storage()
-    objective = open_study(opened_storage, model).config.trial.objective
+    assert storage is not None
+    objective = open_study(storage, model).config.trial.objective
     if objective != DEFAULT_OBJECTIVE:
         raise UserError(
             f"study {model!r} runs {objective!r}: only models of {DEFAULT_OBJECTIVE!r} can be "
@@ -105,7 +105,7 @@ def _subject(
         )
     with tempfile.TemporaryDirectory() as directory:
         folder = Path(directory) / "model"
-        export_study(opened_storage, model, root, place, folder, source)
+        export_study(storage, model, root, place, folder, source)
         return _loaded(model, folder)
 
 

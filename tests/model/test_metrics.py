@@ -49,6 +49,15 @@ def test_the_figures_of_each_class_are_those_computed_by_hand(
     )
 
 
+def test_a_class_that_is_nowhere_does_not_count(predictions: tuple[Tensor, Tensor]) -> None:
+    probabilities, labels = predictions
+    wider = torch.cat([probabilities, torch.zeros(200, 1)], dim=1)
+    without, with_it = measure(probabilities, labels), measure(wider, labels)
+    assert with_it.macro == without.macro
+    assert with_it.classes[:CLASSES] == without.classes
+    assert with_it.classes[CLASSES].f1 == 0.0
+
+
 def test_the_calibration_is_that_computed_by_hand(predictions: tuple[Tensor, Tensor]) -> None:
     probabilities, labels = predictions
     confidences = probabilities.numpy().max(axis=1).astype(float)

@@ -26,8 +26,10 @@ from search.evaluate import SEED, STEPS, ChosenImage, Evaluation, Subject, as_do
 from search.evaluation_page import page as page_of
 from search.run_evaluate import evaluate_models
 from search.run_export import export_study
+from studies.config import parse_study
 from studies.ownership import OwnedStorage
 from studies.storage import open_storage
+from studies.study import create_or_continue
 from tests.system.trained import EPOCHS, PARAMETERS, SECONDS, trained_study
 
 Hpsearch = Callable[..., subprocess.CompletedProcess[str]]
@@ -103,7 +105,7 @@ class Place:
 
     def run(self, *models: object, **changes: Any) -> str:
         arguments: dict[str, Any] = {
-            **{"storage": lambda: self.storage, "root": self.root, "place": None},
+            **{"storage": self.storage, "root": self.root, "place": None},
             **{"output": None, "source": None, "chosen": "0"},
         }
         return evaluate_models([str(model) for model in models], **arguments | changes)
@@ -274,6 +276,13 @@ def test_an_image_that_is_not_there_is_said_in_a_line(place: Place) -> None:
 def test_what_is_no_model_is_said_in_a_line(place: Place, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no study 'roses' in this storage; there: flowers"):
         place.run("roses")
+    own = {
+        **{"name": "own", "trial": {"objective": "mine:train"}},
+        **{"space": {"x": [1, 2]}, "budget": {"trials": 1}},
+    }
+    create_or_continue(place.storage, parse_study(own, "the test"), "0" * 64, [])
+    with pytest.raises(UserError, match="'own' runs 'mine:train': only models of"):
+        place.run("own")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty: not an exported model"):
         place.run(tmp_path / "empty")
