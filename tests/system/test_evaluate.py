@@ -1,5 +1,6 @@
 """The evaluation: each figure beside one computed by hand, and the page in a real browser."""
 
+import functools
 import json
 import os
 import shutil
@@ -142,9 +143,12 @@ def found(place: Place, dataset: Dataset) -> Found:
     return Found(evaluate(subject, dataset.test, image, CPU, told.append), image, told)
 
 
+loaded = functools.cache(load)
+
+
 def by_hand(place: Place, images: torch.Tensor) -> torch.Tensor:
     """Logits, by the plainest way."""
-    classifier = load(place.best)
+    classifier = loaded(place.best)
     with torch.no_grad():
         logits: torch.Tensor = classifier.model.eval()(
             normalise(images.float() / 255, classifier.normalisation)
