@@ -75,6 +75,7 @@ def train(parameters: Mapping[str, Any], context: TrialContext) -> Iterator[Epoc
             images_per_second=len(data.train) / seconds,
             weights=evaluated.state_dict(),
             state=training.state(),
+            learning_rate=training.learning_rate,
         )
 
 
@@ -122,6 +123,11 @@ class _Training:
     def evaluated(self) -> nn.Module:
         """The model, or the average of its weights."""
         return self._average.model if self._average else self._model
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the next step."""
+        return float(self._scheduler.get_last_lr()[0])
 
     def train_epoch(self) -> float:
         """Train on every image once.

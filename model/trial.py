@@ -52,6 +52,8 @@ class EpochResult:
     state: Mapping[str, Any] | None = None
     """All that later epochs depend on, in tensors, numbers, text, lists and dicts; valid as long.
     None if an interrupted trial has to begin anew."""
+    learning_rate: float | None = None
+    """After the epoch's last step, if it is known."""
 
 
 class Diverged(Exception):

@@ -99,6 +99,14 @@ CheckpointsOption = Annotated[
         help="Where checkpoints go, if not to the directory: another one, or s3://bucket/prefix.",
     ),
 ]
+TensorBoardOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--tensorboard",
+        metavar="DIR",
+        help="Let each trial write what TensorBoard shows; needs the extra tensorboard.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 DataOption = Annotated[
     str | None,
@@ -203,9 +211,11 @@ def run(
     grace: GraceOption = DEFAULT_GRACE,
     directory: DirectoryOption = DEFAULT_DIRECTORY,
     checkpoints: CheckpointsOption = None,
+    tensorboard: TensorBoardOption = None,
 ) -> None:
     """Search: create or continue a study, run workers, and export the best model."""
     _check_engine(engine, address)
+    _check_tensorboard(tensorboard)
     from studies.config import is_study_file
 
     # From the cheapest to the dearest: what cannot be run is refused before PyTorch is imported.
@@ -238,6 +248,7 @@ def run(
         grace=grace,
         engine=engine,
         address=address,
+        tensorboard=tensorboard,
     )
     raise typer.Exit(run_study(config, with_storage, options))
 
@@ -251,6 +262,11 @@ def _check_engine(engine: EngineName, address: str | None) -> None:
         raise UserError("--engine ray: Ray is not installed: pip install 'hpsearch[ray]'")
     if engine is not EngineName.RAY and address is not None:
         raise UserError("--address is that of a Ray cluster: add --engine ray")
+
+
+def _check_tensorboard(directory: Path | None) -> None:
+    if directory and find_spec("tensorboard") is None:
+        raise UserError("--tensorboard: it is not installed: pip install 'hpsearch[tensorboard]'")
 
 
 def _overrides(
@@ -298,11 +314,13 @@ def worker(
     grace: GraceOption = DEFAULT_GRACE,
     directory: DirectoryOption = DEFAULT_DIRECTORY,
     checkpoints: CheckpointsOption = None,
+    tensorboard: TensorBoardOption = None,
 ) -> None:
     """Be one worker of a study, on any machine that reaches its storage.
 
     The study is joined if it exists, and created if STUDY is a study file.
     """
+    _check_tensorboard(tensorboard)
     from search.run import WorkerOptions, run_worker
     from studies.config import is_study_file
     from studies.patience import Patience
@@ -322,6 +340,7 @@ def worker(
         allowed_objective=allow_objective,
         warm_start=overrides.get("sampler.warm_start"),
         grace=grace,
+        tensorboard=tensorboard,
     )
     raise typer.Exit(run_worker(with_storage, options, patience))
 

@@ -20,6 +20,7 @@ from search.reports import Reports
 from search.saver import Saver
 from search.space import Space, examples
 from search.stop import Stopped, StopRequest
+from search.tensorboard import TrialLog
 from studies.checkpoints import CheckpointDirectory, Resumable
 from studies.config import DEFAULT_OBJECTIVE, Range, StudyConfig
 from studies.patience import Patience, StorageLost
@@ -69,6 +70,7 @@ class Run:
     reports: Reports
     patience: Patience
     """For the place of the checkpoints, when the trial is to go on."""
+    log: TrialLog
     is_new: bool = False
     """Whether no worker has had it before: there is nothing to go on from."""
     may_prune: bool = True
@@ -167,6 +169,8 @@ def run_trial(run: Run) -> Outcome:
         outcome = _run_epochs(run, saver)
         run.reports.deliver_all()
         saver.write()
+    if outcome.end is not End.INTERRUPTED:
+        run.log.end(max(outcome.accuracies, default=None))
     return outcome
 
 
@@ -203,6 +207,7 @@ def _run_epochs(run: Run, saver: Saver) -> Outcome:
         for epoch, accuracy in enumerate(accuracies, start=1):
             reports.accuracy(epoch, accuracy)
         del resumable  # As large as the model and its optimizer.
+    run.log.begin(context, len(accuracies))
     epochs: Iterator[EpochResult] | None = None
     while len(accuracies) < context.epochs:
         try:
@@ -242,6 +247,7 @@ def _run_epochs(run: Run, saver: Saver) -> Outcome:
             reports.attribute(BEST_EPOCH, result.epoch)
         reports.accuracy(result.epoch, accuracy)
         saver.keep(result, best, None if last else tuple(accuracies))
+        run.log.epoch(result)
         # In this order: if the trial is another worker's by now, nothing of it is touched.
         if reports.deliver():
             saver.write()

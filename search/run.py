@@ -74,6 +74,8 @@ class RunOptions:
     """Or `ray`."""
     address: str | None = None
     """Of the Ray cluster."""
+    tensorboard: Path | None = None
+    """Where trials leave what TensorBoard shows; in it, each study has a folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +148,8 @@ def run_workers(launcher: Launcher, opened: OpenedStudy, source: str) -> list[st
         arguments += ["--allow-objective", config.trial.objective]
     if options.checkpoints:
         arguments += ["--checkpoints", options.checkpoints]
+    if options.tensorboard:
+        arguments += ["--tensorboard", str(options.tensorboard.absolute())]
     # The URL may hold a password: it goes by the environment, which only the user can read.
     environment = {"HPSEARCH_STORAGE": options.url}
     dead: list[tuple[str, str]] = []
@@ -316,7 +320,8 @@ class WorkerOptions:
     warm_start: str | None
     """The study that this one must have started from."""
     grace: float
-    """As in `RunOptions`."""
+    """As in `RunOptions`; so is `tensorboard`."""
+    tensorboard: Path | None = None
 
 
 def run_worker(storage: OwnedStorage, options: WorkerOptions, patience: Patience) -> int:
@@ -340,7 +345,7 @@ def run_worker(storage: OwnedStorage, options: WorkerOptions, patience: Patience
         _check_warm_start(prepared.opened, options.warm_start)
         objective = _allowed_objective(settings, options)
         checkpoints = open_checkpoints(prepared.opened, options.root, options.checkpoints)
-        minutes = settings.budget.minutes
+        minutes, tensorboard = settings.budget.minutes, options.tensorboard
         stop = StopRequest(options.grace)
         stop.install()
         try:
@@ -356,6 +361,7 @@ def run_worker(storage: OwnedStorage, options: WorkerOptions, patience: Patience
                 patience=patience,
                 lost_trials=LostTrials(prepared.opened, storage),
                 deadline=None if minutes is None else time.time() + 60 * minutes,
+                tensorboard=tensorboard and tensorboard / settings.name,
             ).work()
         except StorageLost as error:
             if not stop.requested:

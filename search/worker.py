@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -38,8 +39,10 @@ from search.reports import Reports
 from search.samplers import derived_seed, make_pruner, make_sampler
 from search.space import make_space
 from search.stop import StopRequest
+from search.tensorboard import TrialLog
 from search.warm import earlier_trials
 from studies.checkpoints import CheckpointDirectory
+from studies.config import DEFAULT_OBJECTIVE
 from studies.ownership import NotOwned, OwnedStorage, own_name
 from studies.patience import STORAGE_ERRORS, Patience, reason
 from studies.results import DEVICE, DIVERGED, ERROR, SEED, THREADS, WORKER
@@ -71,6 +74,8 @@ class Worker:
     lost_trials: LostTrials
     deadline: float | None
     """On the clock `time.time`: no trial is started after it."""
+    tensorboard: Path | None = None
+    """Where trials leave what TensorBoard shows."""
 
     def work(self) -> None:
         """Run trials until the budget is spent or the worker is asked to stop.
@@ -161,6 +166,12 @@ class Worker:
             stop=self.stop,
             reports=reports,
             patience=self.patience,
+            log=TrialLog(
+                self.tensorboard,
+                trial.number,
+                parameters,
+                config.trial.objective == DEFAULT_OBJECTIVE,
+            ),
             is_new=is_new,
             may_prune=not asked_for,
         )

@@ -15,6 +15,7 @@ from model.trial import Diverged, EpochResult, TrialContext
 from search.objective import End, Objective, Outcome, Run, load_objective, run_trial
 from search.reports import Reports
 from search.stop import StopRequest
+from search.tensorboard import TrialLog
 from studies.checkpoints import Checkpoint, CheckpointDirectory, Resumable
 from studies.patience import Patience
 from studies.results import BEST_EPOCH, IMAGES_PER_SECOND
@@ -71,7 +72,8 @@ def run_on(
 
     patience = Patience(0)
     reports = Reports(trial, write, patience, may_wait=lambda: True, holds=lambda: True)
-    run = Run(trial.number, {}, objective, context, checkpoints, stop, reports, patience)
+    log = TrialLog(None, trial.number, {}, is_resnet=False)
+    run = Run(trial.number, {}, objective, context, checkpoints, stop, reports, patience, log)
     return run_trial(replace(run, may_prune=may_prune))
 
 

@@ -110,7 +110,8 @@ QUICKSTART = ("--trials", 1, "--workers", 1, "--set", "space.width=4", "--set", 
 @pytest.fixture(scope="module")
 def searched_once(tmp_path_factory: pytest.TempPathFactory, few_images: Path) -> Path:
     folder = tmp_path_factory.mktemp("quickstart")
-    result = run_hpsearch(folder, "run", "quickstart", *QUICKSTART, "--data", few_images)
+    where = ("--data", few_images, "--tensorboard", "events")
+    result = run_hpsearch(folder, "run", "quickstart", *QUICKSTART, *where)
     assert result.returncode == 0, result.stderr
     return folder
 
@@ -128,6 +129,7 @@ def test_the_first_trial_is_the_notebook_s(status: Status, tmp_path: Path) -> No
     assert best["number"] == 0
     assert (parameters["optimizer"], parameters["learning_rate"]) == ("adam", 1e-3)
     assert (parameters["batch_size"], parameters["augmentation"]) == (64, "flip+resized-crop")
+    assert list((tmp_path / "events" / "quickstart" / "trial-0000").glob("*tfevents*"))
 
 
 @pytest.mark.usefixtures("searched")
