@@ -92,6 +92,54 @@ def pause(process: subprocess.Popen[str], url: str) -> None:
     engine.dispose()
 
 
+# Python imports a module of this name when it starts.
+FAST_CLOCK = """
+import datetime
+import time
+
+AHEAD = 600
+now = time.time
+time.time = lambda: now() + AHEAD
+
+class Kind(type):
+    def __instancecheck__(cls, value):
+        return isinstance(value, real)
+
+real = datetime.datetime
+
+class Ahead(real, metaclass=Kind):
+    @classmethod
+    def now(cls, tz=None):
+        return real.now(tz) + datetime.timedelta(seconds=AHEAD)
+
+    @classmethod
+    def utcnow(cls):
+        return real.utcnow() + datetime.timedelta(seconds=AHEAD)
+
+datetime.datetime = Ahead
+"""
+
+
+def test_a_machine_whose_clock_is_minutes_ahead_takes_nobody_for_dead(
+    long_study: Path, tmp_path: Path, postgres_url: str
+) -> None:
+    (tmp_path / "fast").mkdir()
+    (tmp_path / "fast" / "sitecustomize.py").write_text(FAST_CLOCK)
+    worker = ("worker", long_study)
+    with running(tmp_path, *worker, HPSEARCH_STORAGE=postgres_url) as punctual:
+        wait_for(lambda: trained(tmp_path))
+        fast = {"HPSEARCH_STORAGE": postgres_url, "PYTHONPATH": str(tmp_path / "fast")}
+        with running(tmp_path, *worker, **fast) as ahead:
+            outputs = [process.communicate(timeout=120)[0] for process in (punctual, ahead)]
+    assert [punctual.returncode, ahead.returncode] == [0, 0], outputs
+    epochs = [line[:2] for line in trained(tmp_path)]
+    assert sorted(epochs) == [(x, epoch) for x in (1, 2) for epoch in range(1, LONG + 1)]
+    trials = open_study(open_storage(postgres_url), "own").study.get_trials()
+    starts = [trial.datetime_start for trial in trials if trial.datetime_start]
+    assert (starts[1] - starts[0]).total_seconds() > 500, "its clock is ahead"
+    assert all(LOSSES not in trial.user_attrs for trial in trials)
+
+
 def test_workers_that_are_killed_are_replaced_and_lose_an_epoch_at_most(
     status: Status, study: Path, tmp_path: Path, storage_url: str
 ) -> None:
