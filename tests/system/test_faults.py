@@ -125,6 +125,9 @@ def test_a_machine_whose_clock_is_minutes_ahead_takes_nobody_for_dead(
 ) -> None:
     (tmp_path / "fast").mkdir()
     (tmp_path / "fast" / "sitecustomize.py").write_text(FAST_CLOCK)
+    # Longer than a heartbeat and the time for which a worker is suspected.
+    longer = 4 * LONG
+    long_study.write_text(long_study.read_text().replace(f"= {LONG}", f"= {longer}"))
     worker = ("worker", long_study)
     with running(tmp_path, *worker, HPSEARCH_STORAGE=postgres_url) as punctual:
         wait_for(lambda: trained(tmp_path))
@@ -133,7 +136,7 @@ def test_a_machine_whose_clock_is_minutes_ahead_takes_nobody_for_dead(
             outputs = [process.communicate(timeout=120)[0] for process in (punctual, ahead)]
     assert [punctual.returncode, ahead.returncode] == [0, 0], outputs
     epochs = [line[:2] for line in trained(tmp_path)]
-    assert sorted(epochs) == [(x, epoch) for x in (1, 2) for epoch in range(1, LONG + 1)]
+    assert sorted(epochs) == [(x, epoch) for x in (1, 2) for epoch in range(1, longer + 1)]
     trials = open_study(open_storage(postgres_url), "own").study.get_trials()
     starts = [trial.datetime_start for trial in trials if trial.datetime_start]
     assert (starts[1] - starts[0]).total_seconds() > 500, "its clock is ahead"
