@@ -101,15 +101,14 @@ def withdraw(storage: OwnedStorage, trial_id: int) -> None:
 def check_failures(last: Sequence[Ended]) -> None:
     """Stop a search in which nothing works.
 
-    A trial whose workers were lost does not count, neither way: that they were killed says nothing
-    of the trials between, and a configuration that kills is one configuration.
+    A trial has failed with an error of its own, or because it lost more workers than it may; that
+    so many did, and no other trial has ended meanwhile, is no bad luck either.
 
     Args:
-        last: the `MOST_FAILURES_IN_A_ROW` trials that ended last, the last first, but for those
-            whose workers were lost; see `OwnedStorage.last_ended`.
+        last: the `MOST_FAILURES_IN_A_ROW` trials that ended last, the last first.
 
     Raises:
-        UserError: they have all failed with an error of their own.
+        UserError: they have all failed.
     """
     if len(last) == MOST_FAILURES_IN_A_ROW and all(
         trial.state == TrialState.FAIL and trial.error is not None for trial in last

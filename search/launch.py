@@ -229,18 +229,20 @@ class Place:
 def supervise(
     slots: Sequence[Slot],
     start: Callable[[Slot], RunningWorker],
-    take_back: Callable[[RunningWorker, str], None],
+    take_back: Callable[[RunningWorker, str], bool],
     interruptions: Interruptions,
     refresh: Callable[[Sequence[Place], int], None],
 ) -> list[str]:
     """Keep a worker in each slot until all have ended by themselves, and pass interruptions on.
 
     One that dies is started again: at once, then after ever longer pauses. One that dies soon after
-    each of `MOST_DEATHS` starts is given up. None runs on when this returns or raises.
+    each of `MOST_DEATHS` starts is given up, unless it had a trial (which counts its losses) or was
+    told to stop. None runs on when this returns or raises.
 
     Args:
         start: starts the worker of a slot.
-        take_back: called with a worker that has died and why, to take back its trials.
+        take_back: called with a worker that has died and why, to take back its trials; says
+            whether it had any.
         refresh: called about every `REFRESH_SECONDS` with the number of interruptions so far.
 
     Returns:
@@ -258,7 +260,9 @@ def supervise(
         # After an exception, nobody would look after them.
         _stop([place.worker for place in places], interruptions)
     if all(place.worker.ended() == STORAGE_LOST_EXIT_CODE for place in places):
-        raise StorageLost("no worker has had an answer of the storage")
+        raise StorageLost(
+            "no worker has reached the storage, or the checkpoints of its trial, for too long"
+        )
     return troubles
 
 
@@ -273,7 +277,7 @@ def _stop(workers: Sequence[RunningWorker], interruptions: Interruptions) -> Non
 def _until_all_have_ended(
     places: Sequence[Place],
     start: Callable[[Slot], RunningWorker],
-    take_back: Callable[[RunningWorker, str], None],
+    take_back: Callable[[RunningWorker, str], bool],
     interruptions: Interruptions,
     refresh: Callable[[Sequence[Place], int], None],
 ) -> list[str]:
@@ -313,7 +317,7 @@ def _call_off(places: Sequence[Place]) -> None:
 def _after_end(
     place: Place,
     end: int | str,
-    take_back: Callable[[RunningWorker, str], None],
+    take_back: Callable[[RunningWorker, str], bool],
     interrupted: bool,
 ) -> str | None:
     """Decide what becomes of a slot whose worker has ended: a line, if it is given up."""
@@ -326,12 +330,12 @@ def _after_end(
         reason = end
     else:
         reason = f"killed by {signal.Signals(-end).name}" if end < 0 else f"exited with code {end}"
-    if worker.name:
-        take_back(worker, reason)
+    had_trial = bool(worker.name) and take_back(worker, reason)
     where = f"; see {worker.log}" if worker.log else ""
     line = f"worker {worker.slot.index}: {reason}{where}{_last_line(worker.log)}"
     lived = time.monotonic() - place.started
-    place.deaths = place.deaths + 1 if lived < SOON_SECONDS else 1
+    at_start = lived < SOON_SECONDS and not had_trial and end not in STOPPED_EXIT_CODES
+    place.deaths = place.deaths + 1 if at_start else 1
     if interrupted or end in (USER_ERROR_EXIT_CODE, STORAGE_LOST_EXIT_CODE):
         place.ended = True
     elif place.deaths == MOST_DEATHS:

@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +24,7 @@ from search.stop import Stopped, StopRequest
 from search.tensorboard import TrialLog
 from studies.checkpoints import CheckpointDirectory, Resumable
 from studies.config import DEFAULT_OBJECTIVE, Range, StudyConfig
-from studies.patience import Patience, StorageLost
+from studies.patience import Patience, StorageLost, Unreachable
 from studies.results import BEST_EPOCH, EPOCHS_BEFORE, IMAGES_PER_SECOND
 from studies.text import without_passwords
 
@@ -69,7 +70,7 @@ class Run:
     stop: StopRequest
     reports: Reports
     patience: Patience
-    """For the place of the checkpoints, when the trial is to go on."""
+    """With the place of the checkpoints, when the trial is to go on."""
     log: TrialLog
     is_new: bool = False
     """Whether no worker has had it before: there is nothing to go on from."""
@@ -179,16 +180,25 @@ def _left_behind(run: Run) -> tuple[Resumable | None, float]:
     if run.is_new:
         return None, -1.0
 
-    def read() -> tuple[Resumable | None, float]:
-        resumable = run.checkpoints.load_state(run.number)
+    def read(give_up: bool = False) -> tuple[Resumable | None, float]:
+        resumable = run.checkpoints.load_state(run.number, give_up)
         if resumable is None:
             return None, -1.0
-        return resumable, run.checkpoints.accuracy_of(run.number, max(resumable.accuracies))
+        numbers = [one for one in resumable.accuracies if not math.isnan(one)]
+        best = max(numbers, default=-1.0)
+        return resumable, run.checkpoints.accuracy_of(run.number, best, give_up)
 
     try:
         with run.stop.interruptible():
-            return run.patience.call(read, lambda: not run.stop.requested)
-    except StorageLost as error:
+            try:
+                return run.patience.call(read, lambda: not run.stop.requested)
+            except StorageLost:
+                if run.stop.requested:
+                    raise
+                # One bad block must not stop whoever takes the trial: what is there and cannot be
+                # read for so long never will be.
+                return read(give_up=True)
+    except (StorageLost, Unreachable) as error:
         raise CheckpointsLost(str(error)) from error
     except Stopped as error:
         raise CheckpointsLost("the checkpoints have not been read yet") from error
@@ -198,6 +208,8 @@ def _run_epochs(run: Run, saver: Saver) -> Outcome:
     number, context, stop, reports = run.number, run.context, run.stop, run.reports
     accuracies: list[float] = []
     resumable, kept = _left_behind(run)  # The accuracy of the weights on the disk, or on the way.
+    if resumable is None and reports.resumes:
+        reports.attribute(EPOCHS_BEFORE, 0)
     if resumable:
         accuracies.extend(resumable.accuracies)
         context = replace(context, resume=resumable.state)
@@ -247,10 +259,10 @@ def _run_epochs(run: Run, saver: Saver) -> Outcome:
             reports.attribute(BEST_EPOCH, result.epoch)
         reports.accuracy(result.epoch, accuracy)
         saver.keep(result, best, None if last else tuple(accuracies))
-        run.log.epoch(result)
         # In this order: if the trial is another worker's by now, nothing of it is touched.
         if reports.deliver():
             saver.write()
+        run.log.epoch(result)
         logger.info(
             "trial %d: epoch %d of %d, validation accuracy %.2f%%, loss %.4f, %.0f images/s",
             number,

@@ -30,10 +30,10 @@ from search.prepare import Prepared, create_from_file, join
 from search.stop import GRACE_SECONDS, StopRequest
 from search.terminal import SafeConsole
 from search.worker import Worker
-from studies.checkpoints import CheckpointDirectory, open_checkpoints
+from studies.checkpoints import CheckpointDirectory, open_checkpoints, reaching
 from studies.config import DEFAULT_OBJECTIVE, SHIPPED, StudyConfig
 from studies.ownership import OwnedStorage
-from studies.patience import DEFAULT_SECONDS, Patience, StorageLost
+from studies.patience import CHECKPOINTS, DEFAULT_SECONDS, Patience, StorageLost
 from studies.results import TrialRecord, record, summarise, utc_now
 from studies.storage import masked
 from studies.study import (
@@ -117,10 +117,16 @@ def run_study(config: StudyConfig, storage: OwnedStorage, options: RunOptions) -
     checkpoints = open_checkpoints(prepared.opened, options.root, options.checkpoints)
     announce(launcher.console, prepared, options.url)
     launcher.interruptions.install()
-    troubles: list[str] = []
-    if not is_spent(prepared.opened):
-        troubles = run_workers(launcher, prepared.opened, config.data.source)
-    return _finish(launcher, prepared, checkpoints, troubles)
+    try:
+        troubles: list[str] = []
+        if not is_spent(prepared.opened):
+            troubles = run_workers(launcher, prepared.opened, config.data.source)
+        return _finish(launcher, prepared, checkpoints, troubles)
+    except StorageLost as error:
+        if not launcher.interruptions.received:
+            raise
+        logger.warning("%s", error)
+        return _stopped(launcher)
 
 
 def is_spent(opened: OpenedStudy) -> bool:
@@ -161,18 +167,26 @@ def run_workers(launcher: Launcher, opened: OpenedStudy, source: str) -> list[st
         except StorageLost:
             return otherwise
 
-    def take_back_first() -> None:
+    def take_back_first() -> bool:
         worker, reason = dead[0]
-        launcher.storage.take_back(opened.study._study_id, worker, config.trial.max_retries, reason)
+        had_trial = launcher.storage.take_back(
+            opened.study._study_id, worker, config.trial.max_retries, reason
+        )
         del dead[0]
+        return had_trial
 
-    def take_back_dead() -> None:
+    def take_back_dead() -> bool:
         # Without any, nothing would be asked of the storage, and that is not an answer.
+        found = False
         for _ in list(dead):
-            attempt(take_back_first, None)
+            found = attempt(take_back_first, False) or found
+        return found
 
-    def take_back(worker: RunningWorker, reason: str) -> None:
+    def take_back(worker: RunningWorker, reason: str) -> bool:
         dead.append((worker.name, reason))
+        return take_back_dead()
+
+    def look(*_: object) -> None:
         take_back_dead()
 
     def watch(engine: Engine) -> list[str]:
@@ -182,9 +196,7 @@ def run_workers(launcher: Launcher, opened: OpenedStudy, source: str) -> list[st
 
         slots = engine.slots
         if not console.is_terminal:
-            return supervise(
-                slots, start, take_back, launcher.interruptions, lambda *_: take_back_dead()
-            )
+            return supervise(slots, start, take_back, launcher.interruptions, look)
         run_started = time.time()
         records: list[TrialRecord] = []
         with Live(console=console, auto_refresh=False, transient=True) as live:
@@ -210,7 +222,8 @@ def run_workers(launcher: Launcher, opened: OpenedStudy, source: str) -> list[st
     with launcher.engine as engine:
         launcher.interruptions.install()  # Again: Ray puts its own handlers in their place.
         troubles = watch(engine)
-    take_back_dead()
+    while dead:
+        patience.call(take_back_first, lambda: not launcher.interruptions.received)
     return troubles
 
 
@@ -290,8 +303,7 @@ def _finish(
     for trouble in troubles:
         console.print(trouble, style="red")
     if interruptions.received:
-        console.print(f"stopped; to continue: {options.command}")
-        return interruptions.exit_code
+        return _stopped(launcher)
     if summary.best is None:
         console.print("no trial is complete, so there is no model to export")
         return 1
@@ -299,6 +311,11 @@ def _finish(
     exported = export_best(prepared, checkpoints, output, any_device())
     console.print(describe(exported))
     return 1 if troubles else 0
+
+
+def _stopped(launcher: Launcher) -> int:
+    launcher.console.print(f"stopped; to continue: {launcher.options.command}")
+    return launcher.interruptions.exit_code
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,7 +361,9 @@ def run_worker(storage: OwnedStorage, options: WorkerOptions, patience: Patience
         settings = prepared.opened.config
         _check_warm_start(prepared.opened, options.warm_start)
         objective = _allowed_objective(settings, options)
-        checkpoints = open_checkpoints(prepared.opened, options.root, options.checkpoints)
+        checkpoints = Patience(patience.seconds, of=CHECKPOINTS).call(
+            lambda: _checkpoints(prepared.opened, options)
+        )
         minutes, tensorboard = settings.budget.minutes, options.tensorboard
         stop = StopRequest(options.grace)
         stop.install()
@@ -383,6 +402,11 @@ def _prepare(storage: OwnedStorage, options: WorkerOptions) -> Prepared:
     if config and study not in SHIPPED:
         check_settings(joined.opened, _with_source_of(joined.opened.config, config))
     return joined
+
+
+def _checkpoints(opened: OpenedStudy, options: WorkerOptions) -> CheckpointDirectory:
+    with reaching():
+        return open_checkpoints(opened, options.root, options.checkpoints)
 
 
 def _check_warm_start(opened: OpenedStudy, wanted: str | None) -> None:

@@ -44,7 +44,7 @@ from search.warm import earlier_trials
 from studies.checkpoints import CheckpointDirectory
 from studies.config import DEFAULT_OBJECTIVE
 from studies.ownership import NotOwned, OwnedStorage, own_name
-from studies.patience import STORAGE_ERRORS, Patience, reason
+from studies.patience import CHECKPOINTS, STORAGE_ERRORS, Patience, reason
 from studies.results import DEVICE, DIVERGED, ERROR, SEED, THREADS, WORKER
 from studies.storage import HEARTBEAT_SECONDS, quiet_optuna
 from studies.study import OpenedStudy
@@ -165,7 +165,7 @@ class Worker:
             checkpoints=self.checkpoints,
             stop=self.stop,
             reports=reports,
-            patience=self.patience,
+            patience=Patience(self.patience.seconds, of=CHECKPOINTS),
             log=TrialLog(
                 self.tensorboard,
                 trial.number,
@@ -201,8 +201,10 @@ class Worker:
         for key, value in ran_on.items():
             before = trial.user_attrs.get(key, value)
             # A curve of two devices is not to be taken for one of either.
-            both = reports.resumes and before != value
-            reports.attribute(key, f"{before}, then {value}" if both else value)
+            last = str(before).rpartition(", then ")[2]
+            both = reports.resumes and last != str(value)
+            stays = before if reports.resumes else value
+            reports.attribute(key, f"{before}, then {value}" if both else stays)
         with reports.parameters():
             parameters = suggest(trial, make_space(config.space))
         logger.info("trial %d: %s", trial.number, readable(parameters))

@@ -75,19 +75,26 @@ class CheckpointDirectory:
         }
         self.store.write(weights_name(trial_number), packed(checkpoint.weights, metadata))
 
-    def accuracy_of(self, trial_number: int, expected: float) -> float:
+    def accuracy_of(self, trial_number: int, expected: float, give_up: bool = False) -> float:
         """The accuracy of a trial's weights if it is the expected one, else one below all.
 
         A worker that dies between two files leaves weights of an epoch that the state has not.
+
+        Args:
+            give_up: whether weights that cannot be read are as good as damaged.
 
         Raises:
             Unreachable: they may be there, but cannot be read at the moment.
         """
         try:
-            with _reaching():
+            with reaching():
                 found = self._load(trial_number).validation_accuracy
         except (FileNotFoundError, ValueError, LookupError):
             return -1.0
+        except Unreachable:
+            if give_up:
+                return -1.0
+            raise
         return found if found == expected else -1.0
 
     def load(self, trial_number: int) -> Checkpoint:
@@ -137,30 +144,36 @@ class CheckpointDirectory:
         for other in states.keys() - set(kept):
             self.store.remove(states[other])
 
-    def load_state(self, trial_number: int) -> Resumable | None:
+    def load_state(self, trial_number: int, give_up: bool = False) -> Resumable | None:
         """Where a trial can be taken up again; None if it has to begin anew.
 
         That is so if there is no state, or none that is whole.
 
+        Args:
+            give_up: whether a state that cannot be read is as good as damaged, if it can be seen.
+
         Raises:
             Unreachable: there may be one, but it cannot be read at the moment.
         """
-        with _reaching():
+        with reaching():
             states = self._states(trial_number)
         for epoch in sorted(states, reverse=True):
             try:
-                with _reaching():
+                with reaching():
                     content = self.store.read(states[epoch])
                 return _resumable(content, trial_number, epoch)
             except FileNotFoundError:
                 continue
             except (
+                Unreachable,
                 ValueError,
                 LookupError,
                 TypeError,
                 RuntimeError,
                 pickle.UnpicklingError,
             ) as error:
+                if isinstance(error, Unreachable) and not give_up:
+                    raise
                 logger.warning(
                     "trial %d: its state after epoch %d cannot be used: %s: %s",
                     trial_number,
@@ -209,7 +222,7 @@ class CheckpointDirectory:
 
 
 @contextmanager
-def _reaching() -> Iterator[None]:
+def reaching() -> Iterator[None]:
     """Tell what is missing from what is only out of reach."""
     try:
         yield

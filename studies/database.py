@@ -398,7 +398,9 @@ class DatabaseStorage(OwnedStorage, RDBStorage):
 
 def _left(trial: FrozenTrial, ended: datetime, lost: bool) -> dict[str, Any]:
     """The attributes of a trial that its worker has no more."""
-    return {OWNER: None, EARLIER_RUNS: runs_until(trial, ended, lost), EPOCHS_BEFORE: 0}
+    # Until the next worker says what it has found of them.
+    epochs = len(trial.intermediate_values)
+    return {OWNER: None, EARLIER_RUNS: runs_until(trial, ended, lost), EPOCHS_BEFORE: epochs}
 
 
 def _as_owner(stored: object) -> str | None:

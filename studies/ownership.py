@@ -147,13 +147,18 @@ class OwnedStorage(BaseStorage):
         beat = self._beats.get(trial_id)
         return beat is not None and _now() - beat < LEASE_FRACTION * self._stale_seconds
 
-    def take_back(self, study_id: int, worker: str, most_losses: int, reason: str) -> None:
-        """Take away every trial of a worker that has died; see `take_away`."""
-        running = (TrialState.RUNNING,)
+    def take_back(self, study_id: int, worker: str, most_losses: int, reason: str) -> bool:
+        """Take away every trial of a worker that has died; see `take_away`.
+
+        Returns:
+            Whether it had one.
+        """
+        running, found = (TrialState.RUNNING,), False
         for trial in self.get_all_trials(study_id, deepcopy=False, states=running):
             owner = trial.user_attrs.get(OWNER)
             if isinstance(owner, str) and owner.rpartition("-")[0] == worker:
-                self.take_away(trial._trial_id, owner, most_losses, reason)
+                found = self.take_away(trial._trial_id, owner, most_losses, reason) or found
+        return found
 
     def record_heartbeat(self, trial_id: int) -> None:
         """Of a trial that is still ours; of another's, nothing is recorded."""
@@ -278,8 +283,6 @@ class OwnedStorage(BaseStorage):
     @abstractmethod
     def last_ended(self, study_id: int, since: int, most: int) -> list[Ended]:
         """The trials from a number on that ended last, the last first.
-
-        One that has failed because too many workers were lost is left out.
 
         Args:
             most: how many.

@@ -52,6 +52,9 @@ STORAGE_ERRORS = (SQLAlchemyError, optuna.exceptions.StorageInternalError)
 T = TypeVar("T")
 
 
+CHECKPOINTS = "the place of the checkpoints"
+
+
 class Unreachable(Exception):
     """Files of a study are where nobody can read them at the moment. They may well be whole."""
 
@@ -107,11 +110,20 @@ def _database_error(error: BaseException) -> BaseException:
 
 
 class Patience:
-    """Waits for a database that does not answer, for a limited time in one stretch."""
+    """Waits for a database that does not answer, for a limited time in one stretch.
 
-    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+    Args:
+        of: what is waited for, in messages.
+    """
+
+    def __init__(
+        self,
+        seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+        of: str = "the storage",
+    ) -> None:
         self.seconds = seconds
-        self._clock = clock
+        self._clock, self._of = clock, of
         self._since: float | None = None
         self._pause = FIRST_PAUSE_SECONDS
         self._next = 0.0
@@ -140,7 +152,7 @@ class Patience:
             except WAITED_FOR as error:
                 self._failed(error)
                 if not may_wait():
-                    raise StorageLost(f"the storage does not answer ({self.trouble})") from error
+                    raise StorageLost(f"{self._of} does not answer ({self.trouble})") from error
             else:
                 self._answered()
                 return result
@@ -175,18 +187,19 @@ class Patience:
         if self._since is None:
             self._since, self._pause = now, FIRST_PAUSE_SECONDS
             logger.warning(
-                "the storage does not answer (%s); trying again for %.0f s",
+                "%s does not answer (%s); trying again for %.0f s",
+                self._of,
                 self.trouble,
                 self.seconds,
             )
         if now - self._since > self.seconds:
             raise StorageLost(
-                f"the storage has not answered for {now - self._since:.0f} s ({self.trouble})"
+                f"{self._of} has not answered for {now - self._since:.0f} s ({self.trouble})"
             ) from error
         self._next = now + self._pause
         self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)
 
     def _answered(self) -> None:
         if self._since is not None:
-            logger.warning("the storage answers again, after %.0f s", self.waited)
+            logger.warning("%s answers again, after %.0f s", self._of, self.waited)
         self._since, self.trouble = None, None

@@ -14,9 +14,8 @@ import sqlalchemy
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
 from sqlalchemy import and_, func, select
-from sqlalchemy.orm import aliased
 
-from studies.results import ERROR, LONGEST_ATTRIBUTE, OWNER, STATE_NAMES, TrialRecord
+from studies.results import ERROR, LONGEST_ATTRIBUTE, STATE_NAMES, TrialRecord
 from studies.text import shortened
 
 UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
@@ -104,18 +103,13 @@ def outline(number: int, state: str, value: float | None) -> TrialRecord:
 
 
 def last_ended(read: Read, study_id: int, since: int, most: int) -> list[Ended]:
-    errors, owners = (aliased(models.TrialUserAttributeModel) for _ in range(2))
+    errors = models.TrialUserAttributeModel
     of_it = and_(errors.trial_id == _trials.trial_id, errors.key == ERROR)
-    owner = and_(owners.trial_id == _trials.trial_id, owners.key == OWNER)
-    # One that was taken away from its worker and has ended has failed for that.
-    is_lost = owners.value_json == json.dumps(None)
     ended = _trials._datetime_complete_utc
     rows = read(
         select(_trials.number, _trials.state, errors.value_json)
         .outerjoin(errors, of_it)
-        .outerjoin(owners, owner)
         .where(_trials.study_id == study_id, _trials.number >= since, ended.is_not(None))
-        .where(sqlalchemy.not_(func.coalesce(is_lost, False)))
         .order_by(ended.desc(), _trials.number.desc())
         .limit(most)
     )

@@ -96,8 +96,9 @@ def running(*scripts: str) -> tuple[list[Slot], Callable[[Slot], WorkerProcess]]
     return slots, start
 
 
-def taken_back(worker: RunningWorker, reason: str) -> None:
+def taken_back(worker: RunningWorker, reason: str) -> bool:
     """Where there is no study."""
+    return False
 
 
 def watched(scripts: tuple[str, ...]) -> list[str]:
@@ -110,6 +111,18 @@ def test_when_all_workers_have_lost_the_storage_the_launcher_has_too() -> None:
         watched(("exit 75", "exit 75"))
     assert watched(("exit 75", "exit 0")) == ["worker 1: exited with code 75"]
     assert len(watched(("exit 75", "exit 2"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("ends", "had_trial", "starts"), [("kill -9 $$", True, 8), ("exit 143", False, 8)]
+)
+def test_who_dies_in_a_trial_or_is_told_to_stop_is_not_given_up(
+    ends: str, had_trial: bool, starts: int, tmp_path: Path
+) -> None:
+    script = f"echo >> {tmp_path}/starts; test $(wc -l < {tmp_path}/starts) -lt {starts} || exit 0"
+    slots, start = running(f"{script}; {ends}")
+    assert supervise(slots, start, lambda *_: had_trial, Interruptions(), lambda *_: None) == []
+    assert len((tmp_path / "starts").read_text().splitlines()) == starts
 
 
 @pytest.mark.parametrize("when", ["while they run", "at a start"])
@@ -182,6 +195,7 @@ def test_two_machines_of_one_name_take_back_only_their_own_workers_trials(
         trial = storage.create(1, limit=None)
         assert trial is not None
         trials.append(trial)
-    storage.take_back(1, started[0][0].name, 3, "killed")
+    assert storage.take_back(1, started[0][0].name, 3, "killed")
+    assert not storage.take_back(1, started[0][0].name, 3, "killed"), "it has none any more"
     states = [storage.get_trial(trial).state for trial in trials]
     assert states == [TrialState.WAITING, TrialState.RUNNING]

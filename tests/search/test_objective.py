@@ -62,7 +62,7 @@ def run_on(
     stop: StopRequest | None = None,
     may_prune: bool = True,
 ) -> Outcome:
-    stop = stop or StopRequest()
+    stop = stop or StopRequest(grace_seconds=3600)
 
     def write(accuracies: Mapping[int, float], attributes: Mapping[str, Any], _: object) -> None:
         for epoch, accuracy in accuracies.items():
@@ -163,7 +163,7 @@ def test_a_storage_error_is_not_taken_for_a_failed_trial(
 def test_a_request_to_stop_ends_the_trial_after_its_epoch(
     context: TrialContext, checkpoints: CheckpointDirectory
 ) -> None:
-    stop = StopRequest()
+    stop = StopRequest(grace_seconds=3600)
 
     def train(_: Mapping[str, Any], context: TrialContext) -> Iterator[EpochResult]:
         yield EpochResult(1, 0.5, 1.0, 1000.0, {})
@@ -223,7 +223,7 @@ def resumable(*accuracies: float, stop_after: tuple[StopRequest, int] | None = N
 def test_an_interrupted_trial_goes_on_after_its_last_epoch(
     context: TrialContext, checkpoints: CheckpointDirectory
 ) -> None:
-    stop = StopRequest()
+    stop = StopRequest(grace_seconds=3600)
     trial, outcome = run(resumable(0.1, 0.3, stop_after=(stop, 2)), context, checkpoints, stop)
     assert outcome == Outcome(End.INTERRUPTED, (0.1, 0.3))
     trial = Trial(trial.study, trial._trial_id)

@@ -63,7 +63,7 @@ def make_worker(
         data=split_for_training(dataset, 0.1, 0),
         device=torch.device("cpu"),
         checkpoints=open_checkpoints(opened, tmp_path, None),
-        stop=StopRequest(),
+        stop=StopRequest(grace_seconds=3600),
         patience=Patience(0),
         lost_trials=LostTrials(opened, storage),
         deadline=None,
@@ -91,7 +91,7 @@ def test_the_notebook_s_configuration_and_the_starts_are_never_pruned(
 @pytest.fixture
 def interrupted(storage: OwnedStorage, tmp_path: Path, data_cache: Path) -> Worker:
     """A worker whose first trial was handed back after its third epoch; it may go on."""
-    stop = StopRequest()
+    stop = StopRequest(grace_seconds=3600)
 
     def train(_: Mapping[str, Any], context: TrialContext) -> Iterator[EpochResult]:
         before = context.resume["epoch"] if context.resume else 0
@@ -102,7 +102,7 @@ def interrupted(storage: OwnedStorage, tmp_path: Path, data_cache: Path) -> Work
 
     worker = replace(make_worker(storage, tmp_path, data_cache, {}), objective=train, stop=stop)
     worker.work()
-    return replace(worker, stop=StopRequest())
+    return replace(worker, stop=StopRequest(grace_seconds=3600))
 
 
 def test_what_a_trial_needs_to_go_on_is_there_until_it_has_ended(interrupted: Worker) -> None:
@@ -112,6 +112,21 @@ def test_what_a_trial_needs_to_go_on_is_there_until_it_has_ended(interrupted: Wo
     interrupted.work()
     assert {trial.state for trial in interrupted.opened.study.trials} == {TrialState.COMPLETE}
     assert all(name.endswith(".safetensors") for name in store.names())
+
+
+def test_a_state_that_can_never_be_read_costs_a_trial_two_epochs_and_no_worker(
+    interrupted: Worker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As of a bad block of the disk."""
+    assert isinstance(interrupted.checkpoints.store, Folder)
+    newest = interrupted.checkpoints.store.path / "trial-00000-epoch-00003.state"
+    newest.unlink()
+    newest.mkdir()
+    with caplog.at_level("INFO"):
+        replace(interrupted, patience=Patience(0)).work()
+    assert "its state after epoch 3 cannot be used" in caplog.text
+    assert "trial 0: goes on after epoch 2" in caplog.messages
+    assert interrupted.opened.study.trials[0].state == TrialState.COMPLETE
 
 
 def put_out_of_reach(worker: Worker) -> Callable[[], None]:
@@ -147,7 +162,10 @@ def test_a_trial_that_is_to_go_on_waits_for_its_checkpoints(
 def test_one_that_has_waited_for_too_long_is_handed_back_as_it_was(interrupted: Worker) -> None:
     names = interrupted.checkpoints.store.names()
     put_back = put_out_of_reach(interrupted)
-    for patience, stop in ((Patience(0), StopRequest()), (Patience(60), interrupted.stop)):
+    for patience, stop in (
+        (Patience(0), StopRequest(grace_seconds=3600)),
+        (Patience(60), interrupted.stop),
+    ):
         if patience.seconds:
             threading.Timer(0.7, stop._handle, (2, None)).start()
         with pytest.raises(StorageLost, match="Too many levels of symbolic links"):

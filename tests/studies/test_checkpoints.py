@@ -215,7 +215,9 @@ def test_what_is_out_of_reach_is_neither_missing_nor_damaged(
             directory.accuracy_of(3, 0.5)
 
 
-def test_a_state_that_the_disk_does_not_give_is_not_stepped_over(tmp_path: Path) -> None:
+def test_a_state_that_the_disk_does_not_give_is_stepped_over_only_when_it_is_given_up(
+    tmp_path: Path,
+) -> None:
     directory = CheckpointDirectory(Folder(tmp_path))
     save_states(directory, 3, 1, 2)
     newest = tmp_path / "trial-00003-epoch-00002.state"
@@ -223,6 +225,9 @@ def test_a_state_that_the_disk_does_not_give_is_not_stepped_over(tmp_path: Path)
     newest.symlink_to(newest.name)
     with pytest.raises(Unreachable, match=f"{newest}: "):
         directory.load_state(3)
+    older = directory.load_state(3, give_up=True)
+    assert older
+    assert len(older.accuracies) == 1
 
 
 class Harmful:

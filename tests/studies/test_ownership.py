@@ -83,8 +83,10 @@ def wait_for_locks(storage: DatabaseStorage, waiting: int) -> None:
         "SELECT count(*) FROM pg_stat_activity "
         "WHERE wait_event_type = 'Lock' AND datname = current_database()"
     )
+    deadline = time.monotonic() + 60
     with storage.engine.connect() as other:
         while other.exec_driver_sql(blocked).scalar() != waiting:
+            assert time.monotonic() < deadline
             time.sleep(0.01)
             other.rollback()
 
@@ -154,7 +156,10 @@ def test_the_runs_of_a_trial_that_changes_hands_are_kept(
     assert first.started <= first.ended <= second.started <= second.ended
     # A heartbeat has no fractions of a second on SQLite.
     assert second.ended <= found.started + timedelta(seconds=1)
-    assert found.epochs_before == 0, "until the next worker says otherwise"
+    assert found.epochs_before == 3, "until the next worker says what it has found of them"
+    ours.hand_back(trial)
+    last = record(database.get_trial(trial)).earlier_runs[-1]
+    assert (last.epochs_before, last.epochs) == (3, 3), "it has trained none"
 
 
 def test_the_run_of_a_lost_worker_ends_with_its_last_sign_of_life(

@@ -85,26 +85,6 @@ def test_the_last_to_end_come_first_with_their_errors(storage: OwnedStorage, stu
     assert len(storage.last_ended(study._study_id, since=0, most=2)) == 2
 
 
-def test_who_lost_its_workers_is_not_among_the_last_that_ended(
-    storage: OwnedStorage, study: Study
-) -> None:
-    """Ten configurations that kill their workers would stop the search as ten errors do."""
-    add(study, FAIL, error="boom")
-    retried = storage.create(study._study_id, None)
-    assert retried is not None
-    lost = storage.create(study._study_id, None)
-    assert lost is not None
-    assert storage.take_away(lost, storage.owner(lost), 0, "killed by SIGKILL")
-    assert storage.get_trial(lost).state == FAIL
-    # One that was lost once, and failed by itself then.
-    assert storage.take_away(retried, storage.owner(retried), 1, "killed by SIGKILL")
-    assert storage.take(retried)
-    storage.report(retried, {}, {ERROR: "bang"}, {})
-    storage.end(retried, FAIL)
-    found = storage.last_ended(study._study_id, since=0, most=10)
-    assert found == [(1, FAIL, "bang"), (0, FAIL, "boom")]
-
-
 def test_the_best_of_the_outlines_are_the_best_of_the_study(
     storage: OwnedStorage, study: Study
 ) -> None:

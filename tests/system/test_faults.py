@@ -301,8 +301,8 @@ def test_past_the_patience_workers_and_launcher_stop_and_the_trial_can_be_resume
     assert "hpsearch: the storage has not answered for " in output
     assert "worker 1: exited with code 75" in output
     assert output.splitlines()[-1] == (
-        "hpsearch: no worker has had an answer of the storage; what was running is taken up again "
-        "later"
+        "hpsearch: no worker has reached the storage, or the checkpoints of its trial, for too "
+        "long; what was running is taken up again later"
     ), "and does not wait for it once more"
     stoppable.start()
     storage = open_database(stoppable.url)
@@ -312,6 +312,19 @@ def test_past_the_patience_workers_and_launcher_stop_and_the_trial_can_be_resume
     assert re.search(r"trial \d: goes on after epoch \d+", result.stderr)
     found = status("own", stoppable.url)
     assert (found["complete"], found["running"]) == (2, 0)
+
+
+def test_a_search_that_is_stopped_in_an_outage_says_how_to_go_on(
+    long_study: Path, tmp_path: Path, stoppable: Postgres
+) -> None:
+    arguments = ("run", long_study, "--workers", 1, "--grace", 1)
+    with running(tmp_path, *arguments, HPSEARCH_STORAGE=stoppable.url) as search:
+        wait_for(lambda: trained(tmp_path))
+        stoppable.stop()
+        search.terminate()
+        output, _ = search.communicate(timeout=60)
+    assert search.returncode == 143, output
+    assert "stopped; to continue: hpsearch run" in output.splitlines()[-1]
 
 
 def test_a_worker_that_is_asked_to_stop_does_not_wait_for_the_database(
