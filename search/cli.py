@@ -785,11 +785,16 @@ def dashboard(
         bool, typer.Option("--allow-edits", help="Let the page change and delete studies.")
     ] = False,
     storage: StorageOption = DEFAULT_STORAGE,
+    directory: DirectoryOption = DEFAULT_DIRECTORY,
+    checkpoints: CheckpointsOption = None,
 ) -> None:
     """Serve optuna-dashboard on the storage, for looking only unless edits are allowed.
 
-    Other machines reach it with --host, which needs a password or --no-password.
+    Other machines reach it with --host, which needs a password or --no-password. The weights of the
+    best trials and the exported model can be downloaded, if they are in --directory and
+    --checkpoints.
     """
+    from studies.artifacts import StudyFiles
     from studies.dashboard import application, plan_access, serve
     from studies.password import HASH_VARIABLE
     from studies.storage import open_storage
@@ -798,7 +803,8 @@ def dashboard(
     access = plan_access(
         host, allow_host or [], password_file, password_hash, no_password, allow_edits
     )
-    app = application(open_storage(storage), access)
+    opened = open_storage(storage)
+    app = application(opened, access, StudyFiles(opened, directory, checkpoints))
 
     def started(actual_port: int) -> None:
         name = f"[{host}]" if ":" in host else host

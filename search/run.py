@@ -13,6 +13,7 @@ from rich.live import Live
 from data.errors import UserError
 from search.budget import Turn, next_turn
 from search.device import placed, taken_device
+from search.draw import offer_export
 from search.export import any_device, describe, export_best
 from search.launch import (
     Engine,
@@ -30,6 +31,7 @@ from search.prepare import Prepared, create_from_file, join
 from search.stop import GRACE_SECONDS, StopRequest
 from search.terminal import SafeConsole
 from search.worker import Worker
+from studies.artifacts import EXPORTED
 from studies.checkpoints import CheckpointDirectory, open_checkpoints, reaching
 from studies.config import DEFAULT_OBJECTIVE, SHIPPED, StudyConfig
 from studies.ownership import OwnedStorage
@@ -307,8 +309,9 @@ def _finish(
     if summary.best is None:
         console.print("no trial is complete, so there is no model to export")
         return 1
-    output = opened.directory(options.root) / "best"
+    output = opened.directory(options.root) / EXPORTED
     exported = export_best(prepared, checkpoints, output, any_device())
+    offer_export(opened, launcher.storage, (file.name for file in output.iterdir()))
     console.print(describe(exported))
     return 1 if troubles else 0
 

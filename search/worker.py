@@ -21,6 +21,7 @@ from data.split import TrainingData
 from model.trial import TrialContext
 from search.budget import MOST_FAILURES_IN_A_ROW, Turn, check_failures, claim
 from search.device import device_name, free_memory
+from search.draw import draw, drawn_now_and_then
 from search.enqueue import TOKEN
 from search.lost import LostTrials
 from search.objective import (
@@ -33,7 +34,7 @@ from search.objective import (
     suggest,
     trial_context,
 )
-from search.prepare import first_trials
+from search.prepare import first_trials, has_baseline
 from search.pruners import Reached
 from search.reports import Reports
 from search.samplers import derived_seed, make_pruner, make_sampler
@@ -43,6 +44,7 @@ from search.tensorboard import TrialLog
 from search.warm import earlier_trials
 from studies.checkpoints import CheckpointDirectory
 from studies.config import DEFAULT_OBJECTIVE
+from studies.notes import quoted, trial_note
 from studies.ownership import NotOwned, OwnedStorage, own_name
 from studies.patience import CHECKPOINTS, STORAGE_ERRORS, Patience, reason
 from studies.results import DEVICE, DIVERGED, ERROR, SEED, THREADS, WORKER
@@ -54,6 +56,8 @@ POLL_SECONDS = 1.0
 """Between looks at the study while all trials are taken."""
 HEARTBEAT_AGAIN_SECONDS = 2.0
 LONGEST_JOIN_SECONDS = 1.0
+ENQUEUED = "fixed_params"
+"""What Optuna keeps of an enqueued trial."""
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +96,11 @@ class Worker:
             config.pruner, config.trial.epochs, Reached(self.storage, study._study_id)
         )
         trials_before = self.patience.call(lambda: self.storage.count(study._study_id))
+        shown = partial(draw, self.opened, self.storage, self.checkpoints)
+        with drawn_now_and_then(shown, self._may_wait):
+            self._work_until_done(trials_before)
+
+    def _work_until_done(self, trials_before: int) -> None:
         while not self.stop.requested:
             if self.deadline is not None and time.time() >= self.deadline:
                 logger.info("the time is up")
@@ -210,34 +219,51 @@ class Worker:
         logger.info("trial %d: %s", trial.number, readable(parameters))
         return parameters, trial_context(config, self.data, self.device, seed)
 
+    def _origin(self, trial: Trial) -> str:
+        """Where the trial's parameters come from, in words."""
+        config = self.opened.config
+        if TOKEN in trial.user_attrs:
+            return "asked for with hpsearch enqueue"
+        if trial.number == 0 and has_baseline(config):
+            return "the notebook's configuration, with which the others are compared"
+        if trial.number < len(first_trials(config, config.name)):
+            return "known to be good elsewhere, and tried first"
+        if config.sampler.name == "grid":
+            return "a point of the grid"
+        if config.sampler.warm_start and ENQUEUED in trial._cached_frozen_trial.system_attrs:
+            return f"one of the best of study {quoted(config.sampler.warm_start)}"
+        return f"suggested by the {config.sampler.name} sampler"
+
     def _tidy(self) -> None:
         """Remove the checkpoints that are of no more use."""
         study_id, keep = self.opened.study._study_id, self.opened.config.checkpoints.keep
         self.checkpoints.tidy(partial(self.storage.outlines, study_id, best=keep), keep)
 
     def _tell(self, trial: Trial, outcome: Outcome) -> None:
-        number = trial.number
+        number, known = trial.number, trial._cached_frozen_trial
+        end = outcome.end.name.lower()
+        note = trial_note(known, self.opened.config, self._origin(trial), end)
         best = max(outcome.accuracies, default=0.0)
         epochs = len(outcome.accuracies)
         if outcome.end is End.COMPLETE:
-            self._end(trial, TrialState.COMPLETE, best)
+            self._end(trial, TrialState.COMPLETE, best, note)
             logger.info("trial %d: complete, best validation accuracy %.2f%%", number, 100 * best)
         elif outcome.end is End.PRUNED:
-            self._end(trial, TrialState.PRUNED, outcome.accuracies[-1])
+            self._end(trial, TrialState.PRUNED, outcome.accuracies[-1], note)
             logger.info("trial %d: pruned after epoch %d at %.2f%%", number, epochs, 100 * best)
         elif outcome.end is End.DIVERGED:
             # In Optuna's terms pruned: it was stopped early and the search can learn from it.
             last = outcome.accuracies[-1] if outcome.accuracies else None
-            self._end(trial, TrialState.PRUNED, last)
+            self._end(trial, TrialState.PRUNED, last, note)
             logger.info("trial %d: diverged: %s", number, outcome.reason)
         elif outcome.end is End.FAILED:
-            self._end(trial, TrialState.FAIL, None)
+            self._end(trial, TrialState.FAIL, None, note)
             logger.error("trial %d: failed: %s", number, outcome.reason)
         else:
             self.storage.hand_back(trial._trial_id)
             logger.info("trial %d: interrupted after epoch %d, handed back", number, epochs)
 
-    def _end(self, trial: Trial, state: TrialState, value: float | None) -> None:
+    def _end(self, trial: Trial, state: TrialState, value: float | None, note: str) -> None:
         """As `Study.tell`, which first reads twice what is known here."""
         if state == TrialState.PRUNED and value is not None and math.isnan(value):
             # As Optuna has it, a pruned trial's value is its last report, if that is a number.
@@ -245,7 +271,7 @@ class Worker:
         study = self.opened.study
         values = None if value is None else [value]
         study.sampler.after_trial(study, trial._cached_frozen_trial, state, values)
-        self.storage.end(trial._trial_id, state, value)
+        self.storage.end(trial._trial_id, state, value, note)
 
 
 @contextmanager

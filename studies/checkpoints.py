@@ -22,14 +22,13 @@ from data.errors import UserError
 from data.weights import packed, unpacked
 from studies.patience import Unreachable
 from studies.results import TrialRecord, rank
-from studies.stores import Folder, Store, open_store
+from studies.stores import WEIGHTS_NAME, Store, study_store
 from studies.study import OpenedStudy
 
 STATES = 2
 """Of a running trial: the newest, and the one before, for the case that the newest is damaged."""
 DIGEST_SIZE = sha256().digest_size
 
-_WEIGHTS = re.compile(r"trial-(\d+)\.safetensors")
 _STATE = re.compile(r"trial-(\d+)-epoch-(\d+)\.state")
 _ANY = re.compile(r"\.?trial-(\d+)(?:-epoch-\d+)?\.(?:state|safetensors)(?:-\w+)?")
 """The two, and what writers that were killed have left beside them."""
@@ -198,7 +197,7 @@ class CheckpointDirectory:
         Raises:
             OSError: the store cannot be reached.
         """
-        matches = (_WEIGHTS.fullmatch(name) for name in self.store.names())
+        matches = (WEIGHTS_NAME.fullmatch(name) for name in self.store.names())
         return {int(match[1]) for match in matches if match}
 
     def tidy(self, outlines: Callable[[set[int]], Sequence[TrialRecord]], keep: int) -> None:
@@ -282,7 +281,4 @@ def open_checkpoints(
     Raises:
         UserError, OSError: see `open_store`.
     """
-    folder = opened.directory(root)
-    if not place:
-        return CheckpointDirectory(Folder(folder / "checkpoints"))
-    return CheckpointDirectory(open_store(place, folder.name, to_write))
+    return CheckpointDirectory(study_store(opened.directory(root), place, to_write))

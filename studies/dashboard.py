@@ -9,6 +9,7 @@ from optuna.storages import BaseStorage
 from optuna_dashboard import wsgi
 
 from data.errors import UserError
+from studies.artifacts import StudyFiles
 from studies.guard import (
     Application,
     host_name,
@@ -73,9 +74,13 @@ def plan_access(
     return Access(names, password, allow_edits)
 
 
-def application(storage: BaseStorage, access: Access) -> Application:
-    """The dashboard as a WSGI application that answers those who have access."""
-    dashboard: Application = wsgi(storage)
+def application(storage: BaseStorage, access: Access, files: StudyFiles) -> Application:
+    """The dashboard as a WSGI application that answers those who have access.
+
+    Args:
+        files: what they may download.
+    """
+    dashboard: Application = wsgi(storage, artifact_store=files)
     guarded = same_site(dashboard) if access.allow_edits else read_only(dashboard)
     if access.password:
         guarded = logged_in(guarded, Login(access.password))

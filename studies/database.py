@@ -23,6 +23,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session, aliased
 
 from studies import standing
+from studies.notes import note_rows, quoted
 from studies.ownership import NotOwned, OwnedStorage
 from studies.results import (
     EARLIER_RUNS,
@@ -51,8 +52,11 @@ def _clock(dialect: str) -> Any:
 
 
 @cache
-def _upsert(dialect: str, model: Any) -> Any:
-    """The statement that inserts a row in place of that of the same key. To build it takes time."""
+def _upsert(dialect: str, model: Any, replace: bool) -> Any:
+    """The statement that inserts a row, in place of that of the same key or unless there is one.
+
+    To build it takes time.
+    """
     insert = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}[dialect]
     table = model.__table__
     unique = next(
@@ -61,6 +65,8 @@ def _upsert(dialect: str, model: Any) -> Any:
     statement: Any = insert(table)
     if model is models.TrialHeartbeatModel:
         statement = statement.values(heartbeat=_clock(dialect))
+    if not replace:
+        return statement.on_conflict_do_nothing(index_elements=list(unique.columns))
     others = set(table.columns) - set(table.primary_key) - set(unique.columns)
     return statement.on_conflict_do_update(
         index_elements=list(unique.columns),
@@ -200,6 +206,7 @@ class DatabaseStorage(OwnedStorage, RDBStorage):
                 attributes[ERROR] = f"its worker was lost {times}; last: {reason}"
             self._put_attributes(session, trial_id, attributes)
             if losses > most_losses:
+                self._put_note(session, trial_id, f"**Failed**: {quoted(attributes[ERROR])}.")
                 trial.state = TrialState.FAIL
                 trial.datetime_complete = datetime.now()
             else:
@@ -266,7 +273,13 @@ class DatabaseStorage(OwnedStorage, RDBStorage):
                 ],
             )
 
-    def end(self, trial_id: int, state: TrialState, value: float | None = None) -> None:
+    def end(
+        self,
+        trial_id: int,
+        state: TrialState,
+        value: float | None = None,
+        note: str | None = None,
+    ) -> None:
         if value is not None and math.isnan(value):
             raise ValueError(f"trial {trial_id} cannot end with {value}")
         trials, values = models.TrialModel, models.TrialValueModel
@@ -277,11 +290,39 @@ class DatabaseStorage(OwnedStorage, RDBStorage):
                 stored, kind = values.value_to_stored_repr(value)
                 row = {"objective": 0, "value": stored, "value_type": kind}
                 self._put(session, values, [{"trial_id": trial_id, **row}])
+            if note:
+                self._put_note(session, trial_id, note)
             session.execute(
                 sqlalchemy.update(trials.__table__)
                 .where(trials.trial_id == trial_id)
                 .values(state=state, datetime_complete=utc_now())
             )
+
+    def _put_note(self, session: Session, trial_id: int, note: str) -> None:
+        """Unless somebody has written one already, in the dashboard."""
+        trials, attribute = models.TrialModel, models.StudySystemAttributeModel
+        study_id = session.execute(
+            sqlalchemy.select(trials.study_id).where(trials.trial_id == trial_id)
+        ).scalar_one()
+        rows = [
+            {"study_id": study_id, "key": key, "value_json": json.dumps(value)}
+            for key, value in note_rows(trial_id, note).items()
+        ]
+        self._put(session, attribute, rows, replace=False)
+
+    def take_turn(self, study_id: int, pause_seconds: float) -> bool:
+        last_turn = standing.last_turn(study_id, _clock(self.engine.name))
+        if standing.next_turn(*self.read(last_turn)[0], pause_seconds) is None:
+            return False
+        with _create_scoped_session(self.scoped_session) as session:
+            # Of those who have come so far, one after the other looks again.
+            models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
+            turn = standing.next_turn(*session.execute(last_turn).one(), pause_seconds)
+            if turn is None:
+                return False
+            row = {"study_id": study_id, "key": standing.TURN, "value_json": turn}
+            self._put(session, models.StudySystemAttributeModel, [row])
+        return True
 
     def count(self, study_id: int) -> int:
         return standing.count(self.read, study_id)
@@ -368,11 +409,18 @@ class DatabaseStorage(OwnedStorage, RDBStorage):
         state, owner = found
         return state, _as_owner(json.loads(owner))
 
-    def _put(self, session: Session, model: Any, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Insert rows, in place of those of the same key."""
+    def _put(
+        self,
+        session: Session,
+        model: Any,
+        rows: Sequence[Mapping[str, Any]],
+        replace: bool = True,
+    ) -> None:
+        """Insert rows, in place of those of the same key or unless there are such."""
         if not rows:
             return
-        session.execute(_upsert(self.engine.name, model), rows if len(rows) > 1 else rows[0])
+        statement = _upsert(self.engine.name, model, replace)
+        session.execute(statement, rows if len(rows) > 1 else rows[0])
 
     def _put_attributes(
         self, session: Session, trial_id: int, attributes: Mapping[str, Any]

@@ -256,16 +256,34 @@ class OwnedStorage(BaseStorage):
         """
 
     @abstractmethod
-    def end(self, trial_id: int, state: TrialState, value: float | None = None) -> None:
+    def end(
+        self,
+        trial_id: int,
+        state: TrialState,
+        value: float | None = None,
+        note: str | None = None,
+    ) -> None:
         """End a running trial of ours. Called again after the connection was lost, it does no harm.
 
         Args:
             value: what the trial is judged by.
+            note: for optuna-dashboard, in Markdown; one that the trial has already stays.
 
         Raises:
             ValueError: the value is not a number.
             NotOwned: it is not ours any more.
             UpdateFinishedTrialError: another has ended it.
+        """
+
+    @abstractmethod
+    def take_turn(self, study_id: int, pause_seconds: float) -> bool:
+        """Whether this process is the one to draw a study anew, for those who look at it.
+
+        That is so for one process alone, if since the last time trials have ended and a while has
+        passed.
+
+        Args:
+            pause_seconds: how long a while is, by the database's clock.
         """
 
     @abstractmethod

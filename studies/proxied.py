@@ -152,9 +152,18 @@ class ProxiedStorage(OwnedStorage, GrpcStorageProxy):
             },
         )
 
-    def end(self, trial_id: int, state: TrialState, value: float | None = None) -> None:
+    def end(
+        self,
+        trial_id: int,
+        state: TrialState,
+        value: float | None = None,
+        note: str | None = None,
+    ) -> None:
         number = None if value is None else number_to_json(value)
-        self._ask("end", trial_id=trial_id, state=state, value=number)
+        self._ask("end", trial_id=trial_id, state=state, value=number, note=note)
+
+    def take_turn(self, study_id: int, pause_seconds: float) -> bool:
+        return bool(self._ask("take_turn", study_id=study_id, pause_seconds=pause_seconds))
 
     def count(self, study_id: int) -> int:
         return int(self._ask("count", study_id=study_id))

@@ -173,8 +173,9 @@ def _ownership(storage: DatabaseStorage) -> Any:
             },
         )
 
-    def end(trial_id: int, state: int, value: str | None) -> None:
-        storage.end(trial_id, TrialState(state), None if value is None else float(value))
+    def end(trial_id: int, state: int, value: str | None, note: str | None) -> None:
+        number = None if value is None else float(value)
+        storage.end(trial_id, TrialState(state), number, note)
 
     def outlines(study_id: int, numbers: list[int], best: int) -> list[Any]:
         found = storage.outlines(study_id, numbers, best)
@@ -203,6 +204,7 @@ def _ownership(storage: DatabaseStorage) -> Any:
         storage.lost_trials,
         report,
         end,
+        storage.take_turn,
         storage.count,
         storage.open_trials,
         storage.last_ended,

@@ -8,6 +8,7 @@ What they mean is said in `studies.ownership.OwnedStorage`.
 
 import json
 from collections.abc import Callable, Collection, Sequence
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import sqlalchemy
@@ -20,6 +21,9 @@ from studies.text import shortened
 
 UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
 SUCCESSFUL = (TrialState.COMPLETE, TrialState.PRUNED)
+
+TURN = "hpsearch:drawn"
+"""Of the study: when its figures were drawn, and how many trials had ended by then."""
 
 Read = Callable[[sqlalchemy.Select[Any]], Sequence[Any]]
 """Gives the rows of a query."""
@@ -140,3 +144,37 @@ def reached(read: Read, study_id: int, epoch: int, since: int) -> list[Reach]:
         Reach(trial_id, state.is_finished(), reported, value)
         for trial_id, state, reported, value in rows
     ]
+
+
+def last_turn(study_id: int, clock: Any) -> sqlalchemy.Select[Any]:
+    """What `next_turn` judges by.
+
+    Args:
+        clock: the database's.
+    """
+    attribute = models.StudySystemAttributeModel
+    ended = select(func.count()).where(
+        _trials.study_id == study_id, _trials.state.not_in(UNFINISHED)
+    )
+    stored = select(attribute.value_json).where(
+        attribute.study_id == study_id, attribute.key == TURN
+    )
+    return select(clock, ended.scalar_subquery(), stored.scalar_subquery())
+
+
+def next_turn(now: datetime, ended: int, stored: str | None, pause_seconds: float) -> str | None:
+    """What is to be stored by who draws the study now; None if it is not to be drawn yet.
+
+    Args:
+        ended: how many trials have.
+        stored: by who drew it last. What else it may be, as somebody has written it, counts not.
+    """
+    try:
+        last = json.loads(stored or "null")
+        passed = (now - datetime.fromisoformat(last["at"])).total_seconds()
+        before = last["ended"]
+    except (LookupError, TypeError, ValueError):
+        passed, before = pause_seconds, 0
+    if ended == before or 0 <= passed < pause_seconds:
+        return None
+    return json.dumps({"at": now.isoformat(), "ended": ended})

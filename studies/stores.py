@@ -17,6 +17,9 @@ from data.files import nearest, unwritable, write_whole
 if TYPE_CHECKING:
     from optuna.artifacts import Boto3ArtifactStore
 
+WEIGHTS_NAME = re.compile(r"trial-(\d+)\.safetensors")
+"""Of the file with the weights of a trial's best epoch."""
+
 OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 S3_LOCATION = re.compile(r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(?P<prefix>.*))?")
@@ -132,6 +135,19 @@ class Bucket:
         except (BotoCoreError, ClientError) as error:
             reason = " ".join(str(error).split())
             raise OSError(errno.EIO, reason, self.location(name)) from error
+
+
+def study_store(folder: Path, place: str | None, to_write: bool) -> Store:
+    """Where the checkpoints of one study are.
+
+    Args:
+        folder: of the study.
+        place, to_write: as `open_store`; without a place, they are in the folder.
+
+    Raises:
+        UserError, OSError: see `open_store`.
+    """
+    return open_store(place, folder.name, to_write) if place else Folder(folder / "checkpoints")
 
 
 def open_store(place: str, study: str, to_write: bool) -> Store:

@@ -18,6 +18,7 @@ import pytest
 from optuna_dashboard import wsgi
 
 from data.errors import UserError
+from studies.artifacts import StudyFiles
 from studies.config import load_study_file
 from studies.dashboard import Access, application, plan_access, serve
 from studies.password import PasswordHash
@@ -79,7 +80,7 @@ def start(directory: Path, access: Access) -> Served:
     study.ask()
     study.add_trial(optuna.trial.create_trial(value=1.0))
     port: Queue[int] = Queue()
-    app = application(storage, access)
+    app = application(storage, access, StudyFiles(storage, directory, None))
     threading.Thread(target=serve, args=(app, "127.0.0.1", 0, port.put), daemon=True).start()
     return Served(url, f"http://127.0.0.1:{port.get(timeout=10)}")
 
@@ -210,7 +211,8 @@ def test_a_name_of_two_addresses_is_served_on_both(
     monkeypatch.setattr(socket, "getaddrinfo", with_both)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    app = application(open_storage(f"sqlite:///{tmp_path / 'a.db'}", create=True), LOCAL)
+    storage = open_storage(f"sqlite:///{tmp_path / 'a.db'}", create=True)
+    app = application(storage, LOCAL, StudyFiles(storage, tmp_path, None))
     answers: list[int] = []
 
     def ask() -> None:

@@ -1,0 +1,94 @@
+"""What optuna-dashboard shows of ours, drawn anew now and then by one of all workers of a study."""
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+from search.export import baseline_record
+from studies.artifacts import study_rows, trial_rows
+from studies.checkpoints import CheckpointDirectory, weights_name
+from studies.ownership import OwnedStorage
+from studies.patience import reason
+from studies.study import OpenedStudy
+
+PAUSE_SECONDS = 60.0
+LONGEST_JOIN_SECONDS = 1.0
+
+logger = logging.getLogger(__name__)
+
+
+def draw(
+    opened: OpenedStudy,
+    storage: OwnedStorage,
+    checkpoints: CheckpointDirectory,
+    pause_seconds: float,
+) -> None:
+    """Draw the study's figures and offer its best weights, if it is for this process to do so.
+
+    Args:
+        pause_seconds: since they were drawn last, by whomever.
+    """
+    study_id = opened.study._study_id
+    if not storage.take_turn(study_id, pause_seconds):
+        return
+    from studies.shown import figure_rows  # Plotly takes a second to be imported.
+
+    trials = opened.study.get_trials(deepcopy=False)
+    there = checkpoints.trial_numbers()
+    weights = {
+        trial._trial_id: weights_name(trial.number)
+        for trial in trials
+        if trial.number in there and trial.state.is_finished()
+    }
+    rows = trial_rows(opened, weights, storage.get_study_system_attrs(study_id))
+    rows |= figure_rows(opened, trials, baseline_record(opened))
+    for key, value in rows.items():
+        storage.set_study_system_attr(study_id, key, value)
+
+
+@contextmanager
+def drawn_now_and_then(
+    draw: Callable[[float], None], at_the_end: Callable[[], bool]
+) -> Iterator[None]:
+    """Draw in a thread, and once more at the end if there is news then.
+
+    Args:
+        draw: given the pause since the last time.
+        at_the_end: whether there is time for it.
+    """
+    ended = threading.Event()
+
+    def attempt(pause_seconds: float) -> None:
+        with _at_most_warning("the dashboard's figures could not be drawn"):
+            draw(pause_seconds)
+
+    def now_and_then() -> None:
+        while not ended.wait(PAUSE_SECONDS):
+            attempt(PAUSE_SECONDS)
+
+    thread = threading.Thread(target=now_and_then, name="drawing", daemon=True)
+    thread.start()
+    try:
+        yield
+        if at_the_end():
+            attempt(0.0)
+    finally:
+        ended.set()
+        thread.join(LONGEST_JOIN_SECONDS)
+
+
+def offer_export(opened: OpenedStudy, storage: OwnedStorage, names: Iterable[str]) -> None:
+    """Let the exported model's files be downloaded in the dashboard."""
+    with _at_most_warning("the exported model is not offered in the dashboard"):
+        for key, value in study_rows(opened, names).items():
+            storage.set_study_system_attr(opened.study._study_id, key, value)
+
+
+@contextmanager
+def _at_most_warning(what: str) -> Iterator[None]:
+    """Let no error through: nobody's trial is worse for a picture that is not there."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001
+        logger.warning("%s: %s: %s", what, type(error).__name__, reason(error))
