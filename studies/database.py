@@ -312,12 +312,14 @@ class DatabaseStorage(OwnedStorage, RDBStorage):
 
     def take_turn(self, study_id: int, pause_seconds: float) -> bool:
         last_turn = standing.last_turn(study_id, _clock(self.engine.name))
-        if standing.next_turn(*self.read(last_turn)[0], pause_seconds) is None:
+        now, ended, stored = self.read(last_turn)[0]
+        if standing.next_turn(now, ended, stored, pause_seconds) is None:
             return False
         with _create_scoped_session(self.scoped_session) as session:
             # Of those who have come so far, one after the other looks again.
             models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
-            turn = standing.next_turn(*session.execute(last_turn).one(), pause_seconds)
+            now, ended, stored = session.execute(last_turn).one()
+            turn = standing.next_turn(now, ended, stored, pause_seconds)
             if turn is None:
                 return False
             row = {"study_id": study_id, "key": standing.TURN, "value_json": turn}
