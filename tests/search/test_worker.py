@@ -1,4 +1,5 @@
 import itertools
+import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -11,6 +12,8 @@ import sqlalchemy
 import torch
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
+from optuna_dashboard._custom_plot_data import get_plotly_graph_objects
+from optuna_dashboard._note import get_note_from_system_attrs
 
 from data.dataset import load_dataset
 from data.split import split_for_training
@@ -86,6 +89,18 @@ def test_the_notebook_s_configuration_and_the_starts_are_never_pruned(
     worker.work()
     states = [trial.state for trial in worker.opened.study.trials]
     assert states == [*[TrialState.COMPLETE] * 6, TrialState.PRUNED]
+    # What the dashboard shows of it.
+    notes = [
+        get_note_from_system_attrs(storage.get_study_system_attrs(1), number + 1)["body"]
+        for number in range(7)
+    ]
+    assert notes[0].startswith("The notebook's configuration")
+    assert notes[1].startswith("Known to be good")
+    assert "**Complete** after" in notes[1]
+    assert notes[6].startswith("Suggested by the gp sampler.\n\n**Pruned** after")
+    figures = get_plotly_graph_objects(storage.get_study_system_attrs(1))
+    assert figures.keys() == {"best-so-far", "learning-curves", "workers"}
+    assert json.loads(figures["best-so-far"])["data"][0]["y"] == [*[0.9] * 4, 0.1, 0.1]
 
 
 @pytest.fixture

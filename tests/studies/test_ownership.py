@@ -12,12 +12,15 @@ import sqlalchemy
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.storages._rdb import models
 from optuna.trial import TrialState, create_trial
+from optuna_dashboard import save_note
+from optuna_dashboard._note import get_note_from_system_attrs
 
 from studies.database import DatabaseStorage
 from studies.ownership import NotOwned, OwnedStorage
 from studies.patience import ProxyFailure
 from studies.proxy import start
 from studies.results import EPOCHS_BEFORE, ERROR, LOSSES, OWNER, WORKER, record
+from studies.standing import TURN
 from studies.storage import STALE_SECONDS, open_database, open_storage
 
 
@@ -547,3 +550,48 @@ def test_no_write_reaches_a_trial_that_has_ended(ours: OwnedStorage, study: optu
         assert not ours.beat(trial, owner)
         ours.forget(trial)
     assert ours.get_trial(trial) == ended
+
+
+def test_a_trial_s_note_comes_with_its_end_and_one_of_the_user_s_stays(
+    ours: OwnedStorage, theirs: OwnedStorage, study: optuna.Study
+) -> None:
+    def note(trial: int) -> str:
+        stored = ours.get_study_system_attrs(study._study_id)
+        return str(get_note_from_system_attrs(stored, trial)["body"])
+
+    first, second, third = (ours.create(study._study_id, None) for _ in range(3))
+    assert first is not None
+    assert second is not None
+    assert third is not None
+    save_note(optuna.trial.Trial(study, second), "look at this")
+    for trial in (first, second, first):  # The last as after a connection that was lost.
+        ours.end(trial, TrialState.COMPLETE, 0.5, "**Complete**")
+    assert theirs.take_away(third, ours.owner(third), 0, "`killed`")
+    assert note(first) == "**Complete**"
+    assert note(second) == "look at this"
+    assert note(third) == "**Failed**: `its worker was lost once; last: 'killed'`."
+
+
+def test_of_all_processes_one_draws_a_study_once_a_minute_and_only_if_there_is_news(
+    ours: OwnedStorage, theirs: OwnedStorage, study: optuna.Study
+) -> None:
+    def turns(pause: float) -> list[bool]:
+        with ThreadPoolExecutor(6) as threads:
+            asked = [
+                threads.submit(storage.take_turn, study._study_id, pause)
+                for storage in (ours, theirs) * 3
+            ]
+            return sorted(item.result() for item in asked)
+
+    nobody, one = [False] * 6, [False] * 5 + [True]
+    assert turns(60) == nobody, "no trial has ended"
+    study.add_trial(optuna.trial.create_trial(value=0.5))
+    assert turns(60) == one
+    study.add_trial(optuna.trial.create_trial(value=0.6))
+    assert turns(60) == nobody, "a minute has not passed"
+    assert turns(0) == one
+    assert turns(0) == nobody, "nothing is new"
+    study.add_trial(optuna.trial.create_trial(value=0.7))
+    for strange in ("", 7, {"at": "9999-01-01T00:00:00", "ended": 0}, {"at": 1, "ended": []}):
+        ours.set_study_system_attr(study._study_id, TURN, strange)
+        assert turns(60) == one, strange

@@ -1,23 +1,40 @@
 """The dashboard as a person sees it: in a real browser, on the real command's server."""
 
+import json
 import os
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
+import sqlalchemy
+from optuna.distributions import distribution_to_json
+from optuna.storages._rdb import models
+from optuna.trial import TrialState
 from playwright.sync_api import Browser, Error, Page, expect, sync_playwright
 
-from studies.storage import open_storage
+from search.draw import draw
+from search.space import make_space
+from studies.checkpoints import open_checkpoints
+from studies.config import load_study_file
+from studies.notes import note_rows
+from studies.storage import open_storage, parse_url
+from studies.study import OpenedStudy, create_or_continue
 from tests.conftest import HPSEARCH
 
 Hpsearch = Callable[..., subprocess.CompletedProcess[str]]
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chrome")
+
+SLOWEST_SECONDS = 10.0
+"""On a machine that has other things to do; else it takes 2 to 3."""
 
 # In CI a missing browser must not pass for a tested dashboard.
 pytestmark = pytest.mark.skipif(
@@ -73,7 +90,7 @@ def address(hpsearch: Hpsearch, storage_url: str, tmp_path: Path) -> Iterator[st
     )
     result = hpsearch("run", "shown.toml", "--workers", 1, HPSEARCH_STORAGE=storage_url)
     assert result.returncode == 0, result.stderr
-    with serving(storage_url) as served:
+    with serving(storage_url, "--directory", str(tmp_path / "var")) as served:
         yield served
 
 
@@ -82,14 +99,95 @@ def test_the_study_s_page_lists_its_trials(page: Page, address: str, tmp_path: P
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto(address)
     expect(page.get_by_text("shown", exact=False).first).to_be_visible(timeout=20_000)
-    page.goto(f"{address}/studies/1/trials")
+    page.goto(f"{address}/studies/1/trials?numbers=2")
     for number in range(3):
         button = page.get_by_role("button", name=re.compile(f"Trial {number}"))
         expect(button).to_be_visible(timeout=20_000)
+    expect(page.get_by_text("A point of the grid.")).to_be_visible()
+    expect(page.get_by_text(re.compile("after 5 epochs: best validation"))).to_be_visible()
+    # The weights of the trial that is shown.
+    expect(page.get_by_text("trial-00002.safetensors").first).to_be_attached()
     picture = tmp_path / "dashboard.png"
     page.screenshot(path=picture)
     assert picture.stat().st_size > 10_000
+    page.goto(f"{address}/studies/1")
+    expect(page.get_by_text("model.safetensors").first).to_be_visible(timeout=20_000)
     assert errors == []
+    study = page.request.get(f"{root_of(address)}/api/studies/1").json()
+    (shown,) = study["trials"][2]["artifacts"]
+    path = f"{root_of(address)}/artifacts/1/3/{shown['artifact_id']}"
+    answer = page.request.get(path)
+    (weights,) = tmp_path.glob("var/shown-*/checkpoints/trial-00002.safetensors")
+    assert answer.body() == weights.read_bytes()
+    assert "access-control-allow-origin" not in answer.headers
+    model = next(item for item in study["artifacts"] if item["filename"] == "model.safetensors")
+    answer = page.request.get(f"{root_of(address)}/artifacts/1/{model['artifact_id']}")
+    assert answer.body() == next(tmp_path.glob("var/shown-*/best/model.safetensors")).read_bytes()
+    assert page.request.delete(path).status == 403
+    weights.unlink()
+    assert page.request.get(path).status == 404
+
+
+def root_of(address: str) -> str:
+    return address.removesuffix("/dashboard")
+
+
+def test_the_page_of_300_trials_is_soon_there_with_our_figures(
+    page: Page, storage_url: str, tmp_path: Path
+) -> None:
+    storage = open_storage(storage_url, create=True)
+    config = load_study_file("quickstart")
+    opened, _ = create_or_continue(storage, config, "00", enqueued=[])
+    put_trials(storage_url, opened, 300)
+    draw(opened, storage, open_checkpoints(opened, tmp_path, None), 60.0)
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    with serving(storage_url, "--directory", str(tmp_path)) as address:
+        begun = time.perf_counter()
+        page.goto(f"{address}/studies/1")
+        for text in ("Hyperparameter Importance", "Best so far", "Workers: who ran what when"):
+            expect(page.get_by_text(text).first).to_be_visible(timeout=20_000)
+        took = time.perf_counter() - begun
+        print(f"{took:.2f} s until the page of 300 trials shows its figures")
+        for text in ("Learning curves of the best trials", "Importance of the parameters, pruned"):
+            expect(page.get_by_text(text).first).to_be_visible()
+    assert took < SLOWEST_SECONDS
+    assert errors == []
+
+
+def put_trials(url: str, opened: OpenedStudy, count: int) -> None:
+    """Complete trials of known results, each with its note; row by row it would take long."""
+    space, study_id = make_space(opened.config.space), opened.study._study_id
+    rows: dict[Any, list[dict[str, Any]]] = {}
+    draws = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for number in range(count):
+        trial_id, begun = number + 1, datetime(2026, 1, 1) + timedelta(seconds=10 * number)
+        of_trial = {"trial_id": trial_id}
+        times = {"datetime_start": begun, "datetime_complete": begun + timedelta(seconds=30)}
+        trial = {"number": number, "study_id": study_id, "state": TrialState.COMPLETE}
+        rows.setdefault(models.TrialModel, []).append({**of_trial, **trial, **times})
+        drawn = draws.ask(space)
+        for name, distribution in space.items():
+            value = distribution.to_internal_repr(drawn.params[name])
+            stored = {"distribution_json": distribution_to_json(distribution)}
+            parameter = {"param_name": name, "param_value": value, **stored}
+            rows.setdefault(models.TrialParamModel, []).append({**of_trial, **parameter})
+        for step in range(1, 11):
+            reached = {"intermediate_value": 0.05 * step + number / 1000}
+            value_of = {"step": step, **reached, "intermediate_value_type": "FINITE"}
+            rows.setdefault(models.TrialIntermediateValueModel, []).append({**of_trial, **value_of})
+        final = {"objective": 0, "value": 0.5 + number / 1000, "value_type": "FINITE"}
+        rows.setdefault(models.TrialValueModel, []).append({**of_trial, **final})
+        worker = {"key": "worker", "value_json": f'"gpu1-{number % 4}"'}
+        rows.setdefault(models.TrialUserAttributeModel, []).append({**of_trial, **worker})
+        for key, text in note_rows(trial_id, "Suggested by the gp sampler.").items():
+            note = {"study_id": study_id, "key": key, "value_json": json.dumps(text)}
+            rows.setdefault(models.StudySystemAttributeModel, []).append(note)
+    engine = sqlalchemy.create_engine(parse_url(url))
+    with engine.begin() as connection:
+        for model, values in rows.items():
+            connection.execute(sqlalchemy.insert(model.__table__), values)
+    engine.dispose()
 
 
 def test_a_person_logs_in_and_what_a_study_is_called_is_not_run(
