@@ -592,6 +592,7 @@ def test_of_all_processes_one_draws_a_study_once_a_minute_and_only_if_there_is_n
     assert turns(0) == one
     assert turns(0) == nobody, "nothing is new"
     study.add_trial(optuna.trial.create_trial(value=0.7))
-    for strange in ("", 7, {"at": "9999-01-01T00:00:00", "ended": 0}, {"at": 1, "ended": []}):
+    others: list[Any] = ["", 7, {"at": "9999-01-01T00:00:00", "ended": 0}, {"at": 1, "ended": []}]
+    for strange in others:
         ours.set_study_system_attr(study._study_id, TURN, strange)
         assert turns(60) == one, strange
