@@ -9,13 +9,13 @@ import plotly.graph_objects as go
 from data.corrupt import SEVERITIES
 from model.metrics import BINS, Bin, ClassFigures, epochs_to
 from search.evaluate import CONVERGED
+from studies.page import GRID, new_figure, rounded, short_name
 
 COLORS = ("#2E86C1", "#E69F00")
 """Of the first model and the second; colour-blind people tell them apart."""
 OF_FIGURES = {"precision": "#2E86C1", "recall": "#E69F00", "f1": "#009E73"}
 FEW_CLASSES = 15
 """Whose counts are written into the confusion matrix."""
-LONGEST_NAME = 20  # characters, at an axis
 
 Curves = Mapping[str, Sequence[float]]
 """By the name of a model."""
@@ -73,11 +73,11 @@ def reliability(bins: Sequence[Bin]) -> go.Figure:
     figure.add_bar(
         x=centres,
         y=[rounded(item.accuracy) for item in bins],
-        customdata=[item.images for item in bins],
+        hovertext=[str(item.images) for item in bins],
         width=1 / BINS,
         showlegend=False,
         marker={"color": COLORS[0], "line": {"width": 0.5, "color": "white"}},
-        hovertemplate="confidence about %{x:.0%}: %{y:.1%} of %{customdata} right<extra></extra>",
+        hovertemplate="confidence about %{x:.0%}: %{y:.1%} of %{hovertext} right<extra></extra>",
     )
     figure.add_scatter(
         x=[0, 1],
@@ -169,35 +169,7 @@ def _line(name: str, color: str, models: int) -> dict[str, Any]:
 
 def labels(classes: Sequence[str]) -> list[str]:
     """The names of classes at an axis: short, and no two the same."""
-    short = [
-        name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…" for name in classes
-    ]
+    short = [short_name(name) for name in classes]
     if len(set(short)) < len(short):
         short = [f"{index} {name}" for index, name in enumerate(short)]
     return [html.escape(name) for name in short]
-
-
-def rounded(value: float | None) -> float | None:
-    """With as many digits as can be seen."""
-    return None if value is None else float(f"{value:.4g}")
-
-
-GRID = "rgba(128,128,128,0.25)"
-
-
-def new_figure(x: str | None, y: str | None, height: int, percent: bool = True) -> go.Figure:
-    """An empty figure, with transparent background, for light pages and dark ones."""
-    figure = go.Figure()
-    figure.update_layout(
-        template="none",
-        height=height,
-        margin={"l": 60, "r": 20, "t": 30, "b": 50},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        hovermode="closest",
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-    )
-    grid = {"gridcolor": GRID, "zeroline": False, "automargin": True}
-    figure.update_xaxes(title=x, **grid)
-    figure.update_yaxes(title=y, tickformat=".0%" if percent else None, **grid)
-    return figure

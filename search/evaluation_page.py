@@ -1,15 +1,9 @@
 """The page of an evaluation: one HTML file that needs nothing else, of one model or of two."""
 
 import html
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from string import Template
 from typing import Any
-
-import plotly.graph_objects as go
-from plotly.offline import get_plotlyjs
 
 from data.corrupt import CORRUPTIONS, OCCLUSION, SEVERITIES, corrupted
 from data.dataset import Dataset
@@ -17,9 +11,9 @@ from model.metrics import epochs_to
 from search import evaluation_figures as figures
 from search.evaluate import CONVERGED, SEED, ChosenImage, Evaluation, paired
 from search.pictures import colored_maps, picture, row_of
-from studies.text import printable, shortened
+from studies.page import Figures, page, place, section, table, tiles
+from studies.text import shortened
 
-TEMPLATE = Path(__file__).with_name("evaluation.html")
 MAPS = 32
 """Feature maps of each part that are shown."""
 LIKELY = 3
@@ -34,13 +28,7 @@ class Shown:
     evaluations: Sequence[Evaluation]
     dataset: Dataset
     image: ChosenImage
-    drawn: dict[str, go.Figure] = field(default_factory=dict)
-    """By the identifier of their place in the page."""
-
-    def place(self, name: str, figure: go.Figure) -> str:
-        """Put a figure into the page."""
-        self.drawn[name] = figure
-        return f'<div id="{name}" style="height:{figure.layout.height}px"></div>'
+    drawn: Figures = field(default_factory=dict)
 
     def each(self, content: Callable[[int, Evaluation], str]) -> str:
         """The same of every model; two stand side by side, with their names."""
@@ -48,54 +36,23 @@ class Shown:
         if len(parts) == 1:
             return parts[0]
         named = [
-            f"<div><h3>{_text(item.subject.name)}</h3>{part}</div>"
+            f"<div><h3>{html.escape(item.subject.name)}</h3>{part}</div>"
             for item, part in zip(self.evaluations, parts, strict=True)
         ]
         return f'<div class="side-by-side">{"".join(named)}</div>'
 
 
-def page(evaluations: Sequence[Evaluation], dataset: Dataset, image: ChosenImage) -> str:
+def evaluation_page(evaluations: Sequence[Evaluation], dataset: Dataset, image: ChosenImage) -> str:
     """The whole HTML file. Without a network it shows all that it has."""
     shown = Shown(evaluations, dataset, image)
     names = " and ".join(item.subject.name for item in evaluations)
     body = [
-        f"<h1>{_text(names)}</h1>",
+        f"<h1>{html.escape(names)}</h1>",
         f'<p class="about">evaluated on the {len(dataset.test)} test images of '
-        f"{_text(dataset.source)}, which the search has never seen</p>",
-        *(section(shown) for section in SECTIONS),
+        f"{html.escape(dataset.source)}, which the search has never seen</p>",
+        *(part(shown) for part in SECTIONS),
     ]
-    data = {place: figure.to_plotly_json() for place, figure in shown.drawn.items()}
-    return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
-        title=_text(names),
-        body="\n".join(body),
-        # Else a text in it could end the script element.
-        data=printable(json.dumps(data, separators=(",", ":"), allow_nan=False)).replace(
-            "<", "\\u003c"
-        ),
-        plotly=get_plotlyjs(),
-    )
-
-
-def _text(text: object) -> str:
-    return html.escape(printable(str(text)))
-
-
-def _section(place: str, title: str, look: str, content: str) -> str:
-    return (
-        f'<section id="{place}">\n<h2>{title}</h2>\n<p class="look">{look}</p>\n{content}\n'
-        "</section>"
-    )
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    head = "".join(f"<th>{_text(cell)}</th>" for cell in header)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>" for row in rows
-    )
-    return (
-        f'<div class="scrolls"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody>'
-        "</table></div>"
-    )
+    return page(names, body, shown.drawn)
 
 
 def _headlines(item: Evaluation) -> dict[str, float]:
@@ -111,16 +68,12 @@ def _headlines(item: Evaluation) -> dict[str, float]:
 def _summary(shown: Shown) -> str:
     first, *others = [_headlines(item) for item in shown.evaluations]
     if not others:
-        tiles = "".join(
-            f'<div class="tile"><b>{value:.2%}</b><span>{label}</span></div>'
-            for label, value in first.items()
-        )
-        return _section(
+        return section(
             "summary",
             "In short",
             "All but the last are better when higher; the last is how far confidence and accuracy "
             "are apart.",
-            f'<div class="tiles">{tiles}</div>',
+            tiles([(f"{value:.2%}", label) for label, value in first.items()]),
         )
     (second,) = others
     found = paired(shown.evaluations)
@@ -129,7 +82,7 @@ def _summary(shown: Shown) -> str:
         [name, f"{value:.2%}", f"{second[name]:.2%}", f"{100 * (value - second[name]):+.2f}"]
         for name, value in first.items()
     ]
-    return _section(
+    return section(
         "summary",
         "In short",
         f"On the test images the accuracies differ by {100 * found.difference:+.2f} points, with a "
@@ -137,16 +90,16 @@ def _summary(shown: Shown) -> str:
         f"in it says that it may be chance (McNemar's test: p = {found.p:.2g}). "
         f"{found.first_alone} images only the first got right, {found.second_alone} only the "
         "second. The models' own seeds are not in this: another training of either differs too.",
-        _table(["", *(item.subject.name for item in shown.evaluations), "difference"], rows),
+        table(["", *(item.subject.name for item in shown.evaluations), "difference"], rows),
     )
 
 
 def _confusion(shown: Shown) -> str:
     def of_model(number: int, item: Evaluation) -> str:
         figure = figures.confusion(item.metrics.confusion, shown.dataset.classes)
-        return shown.place(f"confusion-{number}", figure)
+        return place(shown.drawn, f"confusion-{number}", figure)
 
-    return _section(
+    return section(
         "confusion",
         "What is taken for what",
         "A row is what the images are, a column what they were taken for. A dark field off the "
@@ -159,20 +112,22 @@ def _classes(shown: Shown) -> str:
     def of_model(number: int, item: Evaluation) -> str:
         metrics = item.metrics
         rows = [
-            [name, sum(row), *(f"{value:.1%}" for value in (of.precision, of.recall, of.f1))]
+            [name, str(sum(row)), *(f"{value:.1%}" for value in (of.precision, of.recall, of.f1))]
             for name, row, of in zip(
                 shown.dataset.classes, metrics.confusion, metrics.classes, strict=True
             )
         ]
         macro = (metrics.macro.precision, metrics.macro.recall, metrics.macro.f1)
-        rows.append(["mean (macro)", len(shown.dataset.test), *(f"{value:.1%}" for value in macro)])
+        rows.append(
+            ["mean (macro)", str(len(shown.dataset.test)), *(f"{value:.1%}" for value in macro)]
+        )
         figure = figures.of_classes(metrics.classes, shown.dataset.classes)
         return (
-            f'<div class="side-by-side">{shown.place(f"classes-{number}-figure", figure)}'
-            f"{_table(['class', 'images', 'precision', 'recall', 'F1'], rows)}</div>"
+            f'<div class="side-by-side">{place(shown.drawn, f"classes-{number}-figure", figure)}'
+            f"{table(['class', 'images', 'precision', 'recall', 'F1'], rows)}</div>"
         )
 
-    return _section(
+    return section(
         "classes",
         "Each class",
         "Precision: of what was taken for the class, how much is of it. Recall: of the class, how "
@@ -187,10 +142,10 @@ def _calibration(shown: Shown) -> str:
         return (
             f"<p>Expected calibration error {found.error:.2%}; mean confidence "
             f"{found.confidence:.2%}, accuracy {item.metrics.accuracy:.2%}.</p>"
-            f"{shown.place(f'reliability-{number}', figures.reliability(found.bins))}"
+            f"{place(shown.drawn, f'reliability-{number}', figures.reliability(found.bins))}"
         )
 
-    return _section(
+    return section(
         "calibration",
         "Is it as sure as it is right?",
         "Bars below the dashed line: the model is surer than it should be, above it less sure. "
@@ -211,11 +166,11 @@ def _robustness(shown: Shown) -> str:
         examples = picture(row_of([shown.image.pixels, *worse]))
         cards.append(
             f"<figure><h3>{corruption.capitalize().replace('Jpeg', 'JPEG')}</h3>"
-            f"{shown.place(f'robustness-{number}', figures.robustness(plain, curves))}"
+            f"{place(shown.drawn, f'robustness-{number}', figures.robustness(plain, curves))}"
             f'<img src="{examples}" alt="the chosen image at severities 0 to 5"></figure>'
         )
     sides = ", ".join(map(str, OCCLUSION))
-    return _section(
+    return section(
         "robustness",
         "How much it bears",
         "A curve that falls at severity 1 already says that images a little worse than those of "
@@ -238,12 +193,12 @@ def _convergence(shown: Shown) -> str:
     curves = {_distinct(shown, item): item.curve for item in shown.evaluations}
     header = ["", *(f"epochs to {share:.0%}" for share in CONVERGED), "last accuracy"]
     rows = [
-        [name, *(epochs_to(curve, share) for share in CONVERGED), f"{curve[-1]:.2%}"]
+        [name, *(str(epochs_to(curve, share)) for share in CONVERGED), f"{curve[-1]:.2%}"]
         for name, curve in curves.items()
         if curve
     ]
     again = any("before" in item.subject.description for item in shown.evaluations)
-    return _section(
+    return section(
         "convergence",
         "How fast it learnt",
         "Diamonds: when the validation accuracy first came to 80, 90 and 95% of what it was after "
@@ -253,7 +208,7 @@ def _convergence(shown: Shown) -> str:
             if again
             else ""
         ),
-        shown.place("convergence-figure", figures.convergence(curves)) + _table(header, rows)
+        place(shown.drawn, "convergence-figure", figures.convergence(curves)) + table(header, rows)
         if rows
         else '<p class="empty">No curve is recorded.</p>',
     )
@@ -268,21 +223,21 @@ def _speed(shown: Shown) -> str:
         at = "" if rate is None else f", {rate:,.0f} images/s"
         rows = [
             [
-                speed.batch_size,
+                str(speed.batch_size),
                 f"{1000 * speed.median_seconds:,.2f} ms",
                 f"{1000 * speed.p99_seconds:,.2f} ms",
                 f"{speed.images_per_second:,.0f}",
-                speed.queries,
+                str(speed.queries),
             ]
             for speed in item.speeds
         ]
         return (
-            f"<p>Training: {trained}{at}. Queries, on {_text(item.device)}"
+            f"<p>Training: {trained}{at}. Queries, on {html.escape(item.device)}"
             f"{f' with {item.threads} threads' if item.device == 'cpu' else ''}:</p>"
-            + _table(["images", "median", "99th percentile", "images/s", "queries"], rows)
+            + table(["images", "median", "99th percentile", "images/s", "queries"], rows)
         )
 
-    return _section(
+    return section(
         "speed",
         "How long it takes",
         "From uint8 images in memory to probabilities. A 99th percentile far above the median is "
@@ -297,8 +252,9 @@ def _mistakes(shown: Shown) -> str:
     def of_model(_: int, item: Evaluation) -> str:
         cards = [
             f'<figure><img src="{picture(shown.dataset.test.images[mistake.index])}" '
-            f'alt="test image {mistake.index}"><figcaption>{_text(classes[mistake.predicted])} '
-            f"{mistake.probability:.1%}<br>is {_text(classes[mistake.label])} "
+            f'alt="test image {mistake.index}"><figcaption>'
+            f"{html.escape(classes[mistake.predicted])} {mistake.probability:.1%}<br>is "
+            f"{html.escape(classes[mistake.label])} "
             f"({mistake.probability_of_label:.1%}), image {mistake.index}</figcaption></figure>"
             for mistake in item.mistakes
         ]
@@ -306,7 +262,7 @@ def _mistakes(shown: Shown) -> str:
             return '<p class="empty">Every test image was classified rightly.</p>'
         return f'<div class="gallery">{"".join(cards)}</div>'
 
-    return _section(
+    return section(
         "mistakes",
         "The most confident mistakes",
         "What the model took each for, and how sure it was. Look for wrong labels, cropped or odd "
@@ -319,11 +275,11 @@ def _features(shown: Shown) -> str:
     def of_model(_: int, item: Evaluation) -> str:
         order = sorted(range(len(item.probabilities)), key=lambda index: -item.probabilities[index])
         likely = ", ".join(
-            f"{_text(shown.dataset.classes[index])} {item.probabilities[index]:.1%}"
+            f"{html.escape(shown.dataset.classes[index])} {item.probabilities[index]:.1%}"
             for index in order[:LIKELY]
         )
         parts = [
-            f'<figure><h3>{_text(shown.image.name).capitalize()}</h3><img class="one" '
+            f'<figure><h3>{html.escape(shown.image.name).capitalize()}</h3><img class="one" '
             f'src="{picture(shown.image.pixels)}" alt="the chosen image"><figcaption>taken for '
             f"{likely}</figcaption></figure>"
         ]
@@ -337,13 +293,13 @@ def _features(shown: Shown) -> str:
                 f'alt="feature maps of the {part.part}"><figcaption>{kept} channels of '
                 f"{height}x{width}, {part.dead} of them dead</figcaption></figure>"
             )
-        return f'<div class="maps">{"".join(parts)}</div>'
+        return f'<div class="side-by-side">{"".join(parts)}</div>'
 
-    return _section(
+    return section(
         "features",
         "What it sees in an image",
-        f"The output of the stem and of each stage for {_text(shown.image.name)}, one square a "
-        "channel, each from 0 (dark) to its largest value (yellow). Early ones show edges and "
+        f"The output of the stem and of each stage for {html.escape(shown.image.name)}, one square "
+        "a channel, each from 0 (dark) to its largest value (yellow). Early ones show edges and "
         "colours, late ones where something is; many dead ones, 0 everywhere, are a network that "
         "is wider than need be. Another image: <code>--image</code>.",
         shown.each(of_model),
@@ -354,11 +310,11 @@ def _models(shown: Shown) -> str:
     facts = [_facts(item.subject.description) for item in shown.evaluations]
     names = dict.fromkeys(name for of_model in facts for name in of_model)
     rows = [[name, *(_value(of_model.get(name)) for of_model in facts)] for name in names]
-    return _section(
+    return section(
         "models",
         "What was evaluated",
         "Where the model comes from, and its hyperparameters.",
-        _table(["", *(item.subject.name for item in shown.evaluations)], rows),
+        table(["", *(item.subject.name for item in shown.evaluations)], rows),
     )
 
 

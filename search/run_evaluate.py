@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from data.dataset import Dataset, load_dataset
 from data.errors import UserError
-from data.files import unwritable, write_whole
+from data.files import unwritable
 from data.images import read_image
 from model.exported import load
 from search.evaluate import (
@@ -24,11 +24,12 @@ from search.evaluate import (
     evaluate,
     paired,
 )
-from search.evaluation_page import page
+from search.evaluation_page import evaluation_page
 from search.export import any_device
 from search.run_export import export_study
 from studies.config import DEFAULT_OBJECTIVE
 from studies.ownership import OwnedStorage
+from studies.page import write_text
 from studies.study import open_study
 
 
@@ -69,13 +70,8 @@ def evaluate_models(
     with _progress(STEPS * len(subjects)) as tell:
         found = [evaluate(subject, dataset.test, image, any_device(), tell) for subject in subjects]
     text = json.dumps(as_document(found, dataset, image), indent=2, allow_nan=False) + "\n"
-    files = {"evaluation.json": text, "evaluation.html": page(found, dataset, image)}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            write_whole(folder / name, content.encode())
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror})") from error
+    write_text(folder / "evaluation.json", text)
+    write_text(folder / "evaluation.html", evaluation_page(found, dataset, image))
     return f"{in_a_line(found)}; {folder / 'evaluation.html'}"
 
 

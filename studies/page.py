@@ -21,6 +21,8 @@ DIGITS = 4
 LONGEST_LABEL = 24
 """Characters of a name beside an axis or above a column."""
 
+GRID = "rgba(128,128,128,0.2)"
+
 Figures = dict[str, go.Figure]
 """By the identifier of their place in the page."""
 
@@ -39,7 +41,7 @@ def page(
         "notes": notes or {},
     }
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
-        title=html.escape(title),
+        title=html.escape(printable(title)),
         body=printable("\n".join(body)),
         # Else a text in it could end the script element.
         data=json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
@@ -125,7 +127,7 @@ def new_figure(x: str | None, y: str | None, height: int = 340, percent: bool = 
         hovermode="closest",
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
     )
-    grid = {"gridcolor": "rgba(128,128,128,0.2)", "zeroline": False, "automargin": True}
+    grid = {"gridcolor": GRID, "zeroline": False, "automargin": True}
     figure.update_xaxes(title={"text": x, "standoff": 10}, **grid)
     figure.update_yaxes(
         title={"text": y, "standoff": 10}, tickformat=".0%" if percent else None, **grid

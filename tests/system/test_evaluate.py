@@ -24,13 +24,14 @@ from data.weights import packed, unpacked
 from model.evaluate import normalise
 from model.exported import load
 from search.evaluate import SEED, STEPS, ChosenImage, Evaluation, Subject, as_document, evaluate
-from search.evaluation_page import page as page_of
+from search.evaluation_page import evaluation_page
 from search.run_evaluate import evaluate_models
 from search.run_export import export_study
 from studies.config import parse_study
 from studies.ownership import OwnedStorage
 from studies.storage import open_storage
 from studies.study import create_or_continue
+from tests.model.test_exported import list_digests
 from tests.system.trained import EPOCHS, PARAMETERS, SECONDS, trained_study
 
 Hpsearch = Callable[..., subprocess.CompletedProcess[str]]
@@ -77,7 +78,7 @@ def opened(browser: Browser, file: Path, options: dict[str, Any]) -> Page:
     page.on("request", lambda request: wrong.append(request.url))
     page.goto(file.as_uri())
     page.wait_for_function(
-        "Object.keys(figures).every((id) => document.getElementById(id).querySelector('svg'))"
+        "Object.keys(page.figures).every((id) => document.getElementById(id).querySelector('svg'))"
     )
     assert [said for said in wrong if not said.startswith("data:")] == [file.as_uri()]
     assert page.evaluate("[...document.images].every((image) => image.naturalWidth > 0)")
@@ -294,6 +295,7 @@ def test_what_is_no_model_is_said_in_a_line(place: Place, tmp_path: Path) -> Non
     description = json.loads((place.best / "trial.json").read_text())
     del description["data"]["digest"]
     (tmp_path / "cut" / "trial.json").write_text(json.dumps(description))
+    list_digests(tmp_path / "cut")
     with pytest.raises(UserError, match=r"cut: a damaged export \(no digest in trial.json\)"):
         place.run(tmp_path / "cut")
     (tmp_path / "file").touch()
@@ -313,6 +315,7 @@ def test_an_export_and_a_study_side_by_side(
         if tensor.ndim == 4:
             weights[name] = tensor + 0.3 * tensor.std() * torch.randn(tensor.shape)
     (tmp_path / "other" / "model.safetensors").write_bytes(packed(weights, {}))
+    list_digests(tmp_path / "other")
     result = hpsearch(
         *("evaluate", "other", "--against", "flowers", "--directory", place.root),
         *("--image", Path(place.source) / "test/cat/0.png"),
@@ -343,9 +346,9 @@ def test_an_export_and_a_study_side_by_side(
     assert page.title() == "other and flowers"
     assert f"{100 * difference:+.2f}" in page.locator("#summary table").inner_text()
     for number, model in enumerate((first, second)):
-        drawn = page.evaluate(f"figures['confusion-{number}'].data[0].text")
+        drawn = page.evaluate(f"page.figures['confusion-{number}'].data[0].text")
         assert drawn == model["confusion_matrix"]
-        curve = page.evaluate(f"figures['robustness-0'].data[{number}].y")
+        curve = page.evaluate(f"page.figures['robustness-0'].data[{number}].y")
         noise = model["robustness"]["gaussian noise"]
         assert curve == pytest.approx([model["test_accuracy"], *noise], rel=1e-3)
     # The image, and the stem and the stages, of each.
@@ -366,7 +369,7 @@ def test_what_a_class_is_called_is_shown_and_not_run_on_a_phone_too(
     evaluation = replace(found.evaluation, subject=subject)
     named = replace(dataset, classes=classes, source=hostile)
     (tmp_path / "page.html").write_text(
-        page_of([evaluation], named, replace(found.image, name=hostile))
+        evaluation_page([evaluation], named, replace(found.image, name=hostile))
     )
     page = opened(browser, tmp_path / "page.html", PHONE)
     assert page.title() == hostile
