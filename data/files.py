@@ -4,6 +4,9 @@ import os
 import tempfile
 from pathlib import Path
 
+DEFAULT_ROOT = Path("var")
+"""Where data sets, checkpoints and logs go."""
+
 
 def nearest(path: Path) -> Path:
     """`path`, or where it would be created: the nearest above it that exists."""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 import typer
 
 from data.errors import UserError
+from data.files import DEFAULT_ROOT
 from studies.text import counted, masked_url, printable, shortened, without_passwords
 
 if TYPE_CHECKING:
@@ -173,7 +174,6 @@ GraceOption = Annotated[
     ),
 ]
 
-DEFAULT_DIRECTORY = Path("var")
 LONGEST_LINE = 2000  # characters of an error
 # The same as in studies.storage, studies.patience and search.stop; the first two would cost the
 # import of Optuna. A test compares.
@@ -209,7 +209,7 @@ def run(
     storage: StorageOption = DEFAULT_STORAGE,
     storage_patience: StoragePatienceOption = DEFAULT_PATIENCE,
     grace: GraceOption = DEFAULT_GRACE,
-    directory: DirectoryOption = DEFAULT_DIRECTORY,
+    directory: DirectoryOption = DEFAULT_ROOT,
     checkpoints: CheckpointsOption = None,
     tensorboard: TensorBoardOption = None,
 ) -> None:
@@ -239,7 +239,6 @@ def run(
     options = RunOptions(
         command=_this_command(),
         origin=study,
-        url=storage,
         root=directory,
         checkpoints=checkpoints,
         workers=workers,
@@ -312,7 +311,7 @@ def worker(
     storage: StorageOption = DEFAULT_STORAGE,
     storage_patience: StoragePatienceOption = DEFAULT_PATIENCE,
     grace: GraceOption = DEFAULT_GRACE,
-    directory: DirectoryOption = DEFAULT_DIRECTORY,
+    directory: DirectoryOption = DEFAULT_ROOT,
     checkpoints: CheckpointsOption = None,
     tensorboard: TensorBoardOption = None,
 ) -> None:
@@ -359,7 +358,7 @@ def status(
 
     from search.terminal import SafeConsole
     from studies.results import as_json as summary_as_json
-    from studies.results import rank, record, summarise
+    from studies.results import rank, summarise
     from studies.storage import open_storage
     from studies.study import open_study, started_from, study_names
 
@@ -370,7 +369,7 @@ def status(
     documents: list[dict[str, Any]] = []
     for name in names:
         try:
-            opened = open_study(with_storage, name)
+            opened = open_study(name, with_storage)
         except UserError as error:
             if study:
                 raise
@@ -379,7 +378,7 @@ def status(
             if not as_json:
                 console.print(shortened(str(error), LONGEST_LINE))
             continue
-        records = [record(trial) for trial in opened.study.get_trials(deepcopy=False)]
+        records = opened.records
         summary = summarise(records)
         if as_json:
             document = summary_as_json(summary, rank(records)[:top])
@@ -474,7 +473,7 @@ def export(
     ] = False,
     data: DataOption = None,
     storage: StorageOption = DEFAULT_STORAGE,
-    directory: DirectoryOption = DEFAULT_DIRECTORY,
+    directory: DirectoryOption = DEFAULT_ROOT,
     checkpoints: CheckpointsOption = None,
 ) -> None:
     """Write a model to a folder, with its accuracy on the test images.
@@ -489,10 +488,9 @@ def export(
     from studies.storage import open_storage
     from studies.study import open_study
 
-    with_storage = open_storage(storage)
-    name = _study_name(study)
+    opened = open_study(_study_name(study), open_storage(storage))
     # What there is not, is said without PyTorch.
-    choose(open_study(with_storage, name), best, trial)
+    choose(opened, best, trial)
     check_output(output)
     on_validation_too = on is ExportOn.ALL
     _log_to_terminal()
@@ -503,11 +501,10 @@ def export(
 
     try:
         exported = export_study(
-            with_storage,
-            name,
+            opened,
+            output,
             directory,
             checkpoints,
-            output,
             data,
             on_validation_too,
             best,
@@ -555,15 +552,13 @@ def report(
     It can be written at any time, also while the study runs.
     """
     from studies.storage import open_storage
+    from studies.study import open_study
 
-    with_storage = open_storage(storage)
-    name = _study_name(study)
+    opened = open_study(_study_name(study), open_storage(storage))
     _log_to_terminal(logging.WARNING)
     from search.run_report import report_study
 
-    output = output or Path(f"{name}-report.html")
-    report_study(with_storage, name, output, numbers)
-    print(output)
+    print(report_study(opened, output, numbers))
 
 
 @app.command()
@@ -579,7 +574,7 @@ def confirm(
     storage: StorageOption = DEFAULT_STORAGE,
     storage_patience: StoragePatienceOption = DEFAULT_PATIENCE,
     grace: GraceOption = DEFAULT_GRACE,
-    directory: DirectoryOption = DEFAULT_DIRECTORY,
+    directory: DirectoryOption = DEFAULT_ROOT,
     checkpoints: CheckpointsOption = None,
 ) -> None:
     """Train the best configurations again with new seeds, and see which is really the best.
@@ -602,7 +597,6 @@ def confirm(
     options = RunOptions(
         command=_this_command(),
         origin=study,
-        url=storage,
         root=directory,
         checkpoints=checkpoints,
         workers=workers,
@@ -612,7 +606,7 @@ def confirm(
         engine=engine,
         address=address,
     )
-    raise typer.Exit(confirm_study(with_storage, name, options, data, top, seeds, trusted))
+    raise typer.Exit(confirm_study(with_storage, name, options, top, seeds, data, trusted))
 
 
 @app.command()
@@ -634,7 +628,7 @@ def enqueue(
     from studies.study import open_study
 
     _log_to_terminal(logging.WARNING)
-    opened = open_study(open_storage(storage), _study_name(study))
+    opened = open_study(_study_name(study), open_storage(storage))
     queued = enqueue_trial(opened, dict(parse_assignment(item) for item in assignments))
     print(printable(queued))
 
@@ -646,22 +640,22 @@ def replay(
     as_json: JsonOption = False,
     data: DataOption = None,
     storage: StorageOption = DEFAULT_STORAGE,
-    directory: DirectoryOption = DEFAULT_DIRECTORY,
+    directory: DirectoryOption = DEFAULT_ROOT,
 ) -> None:
     """Train a recorded trial again and compare the learning curves; records nothing.
 
     Exit code 0 if they are identical, 1 if not.
     """
     from studies.storage import open_storage
+    from studies.study import open_study
 
-    with_storage = open_storage(storage)
-    name = _study_name(study)
+    opened = open_study(_study_name(study), open_storage(storage))
     _log_to_terminal()
     from dataclasses import asdict
 
     from search.replay import describe_replay, replay_trial
 
-    found = replay_trial(with_storage, name, trial, directory, data)
+    found = replay_trial(opened, trial, directory, data)
     if as_json:
         print(json.dumps({**asdict(found), "identical": found.identical}, indent=2))
     else:
@@ -718,7 +712,7 @@ def evaluate(
     ] = "0",
     data: DataOption = None,
     storage: StorageOption = DEFAULT_STORAGE,
-    directory: DirectoryOption = DEFAULT_DIRECTORY,
+    directory: DirectoryOption = DEFAULT_ROOT,
     checkpoints: CheckpointsOption = None,
 ) -> None:
     """Measure a trained model on the test images: a page to look at, and evaluation.json.
@@ -726,21 +720,21 @@ def evaluate(
     Each class, calibration, robustness, speed, mistakes and feature maps.
     """
     from studies.storage import open_storage
-    from studies.study import best_record, open_study
+    from studies.study import OpenedStudy, best_record, open_study
 
-    given = [model, against] if against else [model]
-    models = [item if Path(item).is_dir() else _study_name(item) for item in given]
-    studies = [item for item in models if not Path(item).is_dir()]
-    with_storage = None
-    if studies:
-        with_storage = open_storage(storage)
-        for study in studies:
-            best_record(open_study(with_storage, study))  # Says without PyTorch if there is none.
+    models: list[Path | OpenedStudy] = []
+    for item in filter(None, [model, against]):
+        if Path(item).is_dir():
+            models.append(Path(item))
+        else:
+            opened = open_study(_study_name(item), open_storage(storage))
+            best_record(opened)  # Says without PyTorch if there is none.
+            models.append(opened)
     _log_to_terminal(logging.WARNING)
-    from search.run_evaluate import evaluate_models
+    from search.run_evaluate import evaluate_models, in_a_line
 
-    line = evaluate_models(models, with_storage, directory, checkpoints, output, data, image)
-    print(printable(line))
+    found = evaluate_models(models, output, image, directory, checkpoints, data)
+    print(printable(f"{in_a_line(found.evaluations)}; {found.page}"))
 
 
 def _ask_for_a_hash(asked: bool) -> None:

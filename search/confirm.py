@@ -69,9 +69,8 @@ def plan(opened: OpenedStudy, top: int, seeds: int) -> list[Retraining]:
         UserError: no trial is complete yet.
     """
     best_record(opened)
-    records = [record(trial) for trial in opened.study.get_trials(deepcopy=False)]
     chosen: list[TrialRecord] = []
-    for item in rank(records):
+    for item in rank(opened.records):
         if len(chosen) < top and all(item.parameters != other.parameters for other in chosen):
             chosen.append(item)
     baseline = baseline_record(opened)
@@ -101,7 +100,7 @@ def prepare_confirmation(
     # First: that the two differ in settings or data as well is not what is wrong.
     if (
         exists(storage, name)
-        and open_study(storage, name).study.user_attrs.get(SEARCHED) != found.identity
+        and open_study(name, storage).study.user_attrs.get(SEARCHED) != found.identity
     ):
         raise UserError(
             f"study {name!r} does not confirm this study {found.config.name!r}, but perhaps an "

@@ -20,7 +20,6 @@ from studies.study import (
     check_data,
     continues,
     create_or_continue,
-    open_study,
 )
 
 FEW_IMAGES = 100
@@ -76,16 +75,15 @@ def create_from_file(
     return Prepared(opened, dataset, data, is_new)
 
 
-def join(storage: OwnedStorage, name: str, root: Path, source: str | None = None) -> Prepared:
-    """Open a study that exists already, with the settings that are stored in it.
+def join(opened: OpenedStudy, root: Path, source: str | None = None) -> Prepared:
+    """A study that exists already with its data, by the settings that are stored in it.
 
     Args:
         source: where this machine has the data, if not where the study says.
 
     Raises:
-        UserError: no such study, or the data here are not those of the study.
+        UserError: the data here are not those of the study.
     """
-    opened = open_study(storage, name)
     config = opened.config
     dataset = load_dataset(source or config.data.source, root)
     check_data(opened, dataset.digest)

@@ -9,15 +9,15 @@ from pathlib import Path
 import torch
 
 from data.errors import UserError
+from data.files import DEFAULT_ROOT
 from model.train import train
 from model.trial import Diverged, EpochResult
 from search.device import device_name, placed, taken_device
 from search.objective import trial_context
 from search.prepare import join
 from studies.config import DEFAULT_OBJECTIVE
-from studies.ownership import OwnedStorage
 from studies.results import DEVICE, SEED, THREADS, record
-from studies.study import VERSIONS, OpenedStudy, open_study, versions
+from studies.study import VERSIONS, OpenedStudy, versions
 from studies.text import readable
 
 MOST_THREADS = 1024
@@ -44,7 +44,7 @@ class Replay:
 
 
 def replay_trial(
-    storage: OwnedStorage, name: str, number: int, root: Path, source: str | None = None
+    opened: OpenedStudy, number: int, root: Path = DEFAULT_ROOT, source: str | None = None
 ) -> Replay:
     """Train a trial again, with its seed and for as many epochs as it has reported.
 
@@ -52,13 +52,13 @@ def replay_trial(
     bit; nothing of it is recorded.
 
     Args:
+        root: where data sets are kept.
         source: where this machine has the data, if not where the study says.
 
     Raises:
         UserError: no such trial, it has reported nothing, or its objective is of the user's own.
     """
-    opened = open_study(storage, name)
-    config = opened.config
+    config, name = opened.config, opened.config.name
     if config.trial.objective != DEFAULT_OBJECTIVE:
         raise UserError(
             f"study {name!r} runs {config.trial.objective!r}: only trials of "
@@ -71,7 +71,7 @@ def replay_trial(
     recorded = record(trial).accuracies
     if not recorded or not isinstance(trial.user_attrs.get(SEED), int):
         raise UserError(f"study {name!r}: trial {number} has not finished an epoch yet")
-    prepared = join(storage, name, root, source)
+    prepared = join(opened, root, source)
     threads = trial.user_attrs.get(THREADS)
     with taken_device(root) as device:
         if isinstance(threads, int) and 0 < threads <= MOST_THREADS and device.type == "cpu":

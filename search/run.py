@@ -11,6 +11,7 @@ from typing import Self, TypeVar
 from rich.live import Live
 
 from data.errors import UserError
+from data.files import DEFAULT_ROOT
 from search.budget import Turn, next_turn
 from search.device import placed, taken_device
 from search.draw import offer_export
@@ -28,7 +29,7 @@ from search.live import View, WorkerRow, render
 from search.lost import LostTrials
 from search.objective import load_objective
 from search.prepare import Prepared, create_from_file, join
-from search.stop import GRACE_SECONDS, StopRequest
+from search.stop import GRACE_SECONDS, StopRequest, signals_as_before
 from search.terminal import SafeConsole
 from search.worker import Worker
 from studies.artifacts import EXPORTED
@@ -36,13 +37,14 @@ from studies.checkpoints import CheckpointDirectory, open_checkpoints, reaching
 from studies.config import DEFAULT_OBJECTIVE, SHIPPED, StudyConfig
 from studies.ownership import OwnedStorage
 from studies.patience import CHECKPOINTS, DEFAULT_SECONDS, Patience, StorageLost
-from studies.results import TrialRecord, record, summarise, utc_now
-from studies.storage import masked
+from studies.results import TrialRecord, summarise, utc_now
+from studies.storage import URL_VARIABLE, masked
 from studies.study import (
     OpenedStudy,
     check_settings,
     check_versions,
     exists,
+    open_study,
     started_from,
 )
 from studies.text import counted
@@ -56,18 +58,17 @@ logger = logging.getLogger(__name__)
 class RunOptions:
     """What `hpsearch run` was asked for, beside the study file."""
 
-    command: str
+    command: str = "the same call again"
     """To be typed again to continue; without a password."""
-    origin: str
-    """The study file as it was named, for messages."""
-    url: str
-    """Of the storage."""
-    root: Path
+    origin: str = "the study file"
+    """As it was named, for messages."""
+    root: Path = DEFAULT_ROOT
     """Where data sets, checkpoints and logs go."""
-    checkpoints: str | None
+    checkpoints: str | None = None
     """Where checkpoints go instead: a folder, or `s3://bucket/prefix`."""
-    workers: int | None
-    workers_per_gpu: int
+    workers: int | None = None
+    """By default one a GPU, or up to 4 on a CPU."""
+    workers_per_gpu: int = 1
     storage_patience: float = DEFAULT_SECONDS
     """For how many seconds workers go on while the storage does not answer."""
     grace: float = GRACE_SECONDS
@@ -78,6 +79,9 @@ class RunOptions:
     """Of the Ray cluster."""
     tensorboard: Path | None = None
     """Where trials leave what TensorBoard shows; in it, each study has a folder."""
+
+
+DEFAULT_OPTIONS = RunOptions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +103,14 @@ class Launcher:
             UserError: GPUs of this machine that workers would have are missing or have no memory.
         """
         patience = Patience(options.storage_patience)
-        return cls(SafeConsole(), storage, options, _engine(options), Interruptions(), patience)
+        engine = _engine(storage, options)
+        return cls(SafeConsole(), storage, options, engine, Interruptions(), patience)
 
 
-def run_study(config: StudyConfig, storage: OwnedStorage, options: RunOptions) -> int:
+@signals_as_before()
+def run_study(
+    config: StudyConfig, storage: OwnedStorage, options: RunOptions = DEFAULT_OPTIONS
+) -> int:
     """Run `hpsearch run`: create or continue the study, run workers, export the best.
 
     Returns:
@@ -117,7 +125,7 @@ def run_study(config: StudyConfig, storage: OwnedStorage, options: RunOptions) -
     launcher = Launcher.of(storage, options)
     prepared = create_from_file(storage, config, options.origin, options.root)
     checkpoints = open_checkpoints(prepared.opened, options.root, options.checkpoints)
-    announce(launcher.console, prepared, options.url)
+    announce(launcher.console, prepared, storage.url)
     launcher.interruptions.install()
     try:
         troubles: list[str] = []
@@ -159,7 +167,7 @@ def run_workers(launcher: Launcher, opened: OpenedStudy, source: str) -> list[st
     if options.tensorboard:
         arguments += ["--tensorboard", str(options.tensorboard.absolute())]
     # The URL may hold a password: it goes by the environment, which only the user can read.
-    environment = {"HPSEARCH_STORAGE": options.url}
+    environment = {URL_VARIABLE: launcher.storage.url}
     dead: list[tuple[str, str]] = []
 
     def attempt(function: Callable[[], T], otherwise: T) -> T:
@@ -206,10 +214,10 @@ def run_workers(launcher: Launcher, opened: OpenedStudy, source: str) -> list[st
             def refresh(places: Sequence[Place], interrupted: int) -> None:
                 nonlocal records
                 take_back_dead()
-                records = attempt(lambda: _records(opened), records)
+                records = attempt(lambda: opened.records, records)
                 view = View(
                     opened.config,
-                    masked(options.url),
+                    masked(launcher.storage.url),
                     records,
                     _rows(places, records),
                     utc_now(),
@@ -229,12 +237,12 @@ def run_workers(launcher: Launcher, opened: OpenedStudy, source: str) -> list[st
     return troubles
 
 
-def _engine(options: RunOptions) -> AbstractContextManager[Engine]:
+def _engine(storage: OwnedStorage, options: RunOptions) -> AbstractContextManager[Engine]:
     if options.engine == "local":
         return nullcontext(local_engine(options.workers, options.workers_per_gpu))
     from search.ray_engine import ray_engine  # An extra.
 
-    return ray_engine(options.address, options.url, options.workers, options.workers_per_gpu)
+    return ray_engine(options.address, storage.url, options.workers, options.workers_per_gpu)
 
 
 def _trouble(patience: Patience) -> str | None:
@@ -255,15 +263,11 @@ def announce(console: SafeConsole, prepared: Prepared, url: str) -> None:
         if earlier:
             console.print(f"it {earlier}")
     else:
-        finished = summarise(_records(opened)).finished
+        finished = summarise(opened.records).finished
         console.print(
             f"study {name!r} continues in {masked(url)}: {counted(finished, 'trial')} finished so "
             "far",
         )
-
-
-def _records(opened: OpenedStudy) -> list[TrialRecord]:
-    return [record(trial) for trial in opened.study.get_trials(deepcopy=False)]
 
 
 def _rows(places: Sequence[Place], records: Sequence[TrialRecord]) -> list[WorkerRow]:
@@ -296,7 +300,7 @@ def _finish(
 ) -> int:
     console, options, opened = launcher.console, launcher.options, prepared.opened
     interruptions = launcher.interruptions
-    records = launcher.patience.call(lambda: _records(opened), lambda: not interruptions.received)
+    records = launcher.patience.call(lambda: opened.records, lambda: not interruptions.received)
     summary = summarise(records)
     console.print(
         f"{counted(summary.finished, 'trial')} finished ({summary.complete} complete, "
@@ -327,28 +331,30 @@ class WorkerOptions:
 
     study: str
     """As it was named on the command line."""
-    config: StudyConfig | None
+    config: StudyConfig | None = None
     """Of the study file, if it was one: its study is created if there is none."""
-    root: Path
+    root: Path = DEFAULT_ROOT
     """Where data sets and checkpoints go."""
-    checkpoints: str | None
+    checkpoints: str | None = None
     """As in `RunOptions`."""
-    source: str | None
+    source: str | None = None
     """Where this machine has the data, if not where the study says."""
-    allowed_objective: str | None
+    allowed_objective: str | None = None
     """What may be imported beside the default and that of the study file."""
-    warm_start: str | None
+    warm_start: str | None = None
     """The study that this one must have started from."""
-    grace: float
+    grace: float = GRACE_SECONDS
     """As in `RunOptions`; so is `tensorboard`."""
     tensorboard: Path | None = None
 
 
-def run_worker(storage: OwnedStorage, options: WorkerOptions, patience: Patience) -> int:
-    """Run `hpsearch worker`.
+def run_worker(
+    storage: OwnedStorage, options: WorkerOptions, patience: Patience | None = None
+) -> int:
+    """Run `hpsearch worker`. It handles the signals of this process from then on.
 
     Args:
-        patience: for a storage that does not answer.
+        patience: for a storage that does not answer; by default as the command has it.
 
     Returns:
         The exit code: 0, or 128 + signal if asked to stop.
@@ -358,6 +364,7 @@ def run_worker(storage: OwnedStorage, options: WorkerOptions, patience: Patience
         UserError: the study, its data and what is given here do not fit together, or GPUs are
             missing or occupied.
     """
+    patience = patience or Patience(DEFAULT_SECONDS)
     # First: what is wrong with a GPU is said before the study is made and the data are read.
     with taken_device(options.root) as device:
         prepared = patience.call(lambda: _prepare(storage, options))
@@ -399,7 +406,7 @@ def _prepare(storage: OwnedStorage, options: WorkerOptions) -> Prepared:
     name = config.name if config else study
     if config and not exists(storage, name):
         return create_from_file(storage, config, study, options.root)
-    joined = join(storage, name, options.root, options.source)
+    joined = join(open_study(name, storage), options.root, options.source)
     check_versions(joined.opened)
     # A name that ships names the study; a file of the user's own is meant as it is.
     if config and study not in SHIPPED:

@@ -6,8 +6,9 @@ from search.confirm import Retraining, judge, missing, plan, prepare_confirmatio
 from search.export import any_device
 from search.objective import load_objective
 from search.prepare import Prepared, join
-from search.run import Launcher, RunOptions, announce, run_workers
+from search.run import DEFAULT_OPTIONS, Launcher, RunOptions, announce, run_workers
 from search.run_export import export_confirmed
+from search.stop import signals_as_before
 from search.terminal import SafeConsole
 from studies.checkpoints import CheckpointDirectory, open_checkpoints
 from studies.confirmation import Confirmation, TestResult
@@ -15,18 +16,22 @@ from studies.ownership import OwnedStorage
 from studies.study import OpenedStudy, check_objective, open_study
 
 
+@signals_as_before()
 def confirm_study(
     storage: OwnedStorage,
     name: str,
-    options: RunOptions,
-    source: str | None,
-    top: int,
-    seeds: int,
-    trusted_objective: str | None,
+    options: RunOptions = DEFAULT_OPTIONS,
+    top: int = 5,
+    seeds: int = 3,
+    source: str | None = None,
+    trusted_objective: str | None = None,
 ) -> int:
     """Run `hpsearch confirm`: train the best configurations again, judge them, export the winner.
 
     Args:
+        top: how many of the best configurations.
+        seeds: how often each is trained again.
+        source: where this machine has the data, if not where the study says.
         trusted_objective: that of the study file, if STUDY was one; what only the database names
             is not imported.
 
@@ -38,15 +43,15 @@ def confirm_study(
         UserError: no such study, no complete trial, an objective that is not trusted, or the data
             here are not those of the study.
     """
-    opened = open_study(storage, name)
+    opened = open_study(name, storage)
     check_objective(opened.config, trusted_objective)
     retrainings = plan(opened, top, seeds)
     launcher = Launcher.of(storage, options)
-    searched = join(storage, name, options.root, source)
+    searched = join(opened, options.root, source)
     load_objective(searched.opened.config.trial.objective)
     prepared = prepare_confirmation(storage, searched, retrainings)
     checkpoints = open_checkpoints(prepared.opened, options.root, options.checkpoints)
-    announce(launcher.console, prepared, options.url)
+    announce(launcher.console, prepared, storage.url)
     launcher.interruptions.install()
     troubles: list[str] = []
     if missing(prepared.opened, retrainings):

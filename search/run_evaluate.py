@@ -1,18 +1,21 @@
 """`hpsearch evaluate`: how good a trained model is, as a page to look at and as JSON."""
 
 import json
+import logging
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from data.dataset import Dataset, load_dataset
 from data.errors import UserError
-from data.files import unwritable
+from data.files import DEFAULT_ROOT, unwritable
 from data.images import read_image
 from model.exported import load
 from search.evaluate import (
@@ -28,32 +31,40 @@ from search.evaluation_page import evaluation_page
 from search.export import any_device
 from search.run_export import export_study
 from studies.config import DEFAULT_OBJECTIVE
-from studies.ownership import OwnedStorage
+from studies.export import CARD, add_evaluation
 from studies.page import write_text
-from studies.study import open_study
+from studies.study import OpenedStudy
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """What was found, and the page that shows it."""
+
+    evaluations: Sequence[Evaluation]
+    page: Path
 
 
 def evaluate_models(
-    models: Sequence[str],
-    storage: OwnedStorage | None,
-    root: Path,
-    place: str | None,
-    output: Path | None,
-    source: str | None,
-    chosen: str,
-) -> str:
+    models: Sequence[Path | OpenedStudy],
+    output: Path | None = None,
+    chosen: str = "0",
+    root: Path = DEFAULT_ROOT,
+    place: str | None = None,
+    source: str | None = None,
+) -> Evaluated:
     """Run `hpsearch evaluate`: write `evaluation.html` and `evaluation.json` to a folder.
 
-    Args:
-        models: one or two, each an exported folder or the name of a study.
-        storage: where the studies are; not needed for folders.
-        place: of the checkpoints, if not below `root`.
-        output: the folder; by default it stands beside the (first) exported one, or here.
-        source: where this machine has the data, if not where the description says.
-        chosen: of which image to show the feature maps: the index of a test image, or a file.
+    The model card of an exported folder is given the figures, too.
 
-    Returns:
-        What was found, in a line.
+    Args:
+        models: one or two, each an exported folder or a study.
+        output: the folder; by default it stands beside the (first) exported one, or here.
+        chosen: of which image to show the feature maps: the index of a test image, or a file.
+        root: where data sets and checkpoints are kept.
+        place: of the checkpoints, if not below `root`.
+        source: where this machine has the data, if not where the description says.
 
     Raises:
         UserError: there is no such model, its data are not here, or `output` cannot be written.
@@ -62,47 +73,54 @@ def evaluate_models(
     reason = unwritable(folder)
     if reason:
         raise UserError(f"{folder}: {reason}")
-    subjects = [_subject(model, storage, root, place, source) for model in models]
+    subjects = [_subject(model, root, place, source) for model in models]
     dataset = load_dataset(source or subjects[0].description["data"]["source"], root)
     for subject in subjects:
         _check_data(subject, dataset)
     image = _image(chosen, dataset)
     with _progress(STEPS * len(subjects)) as tell:
         found = [evaluate(subject, dataset.test, image, any_device(), tell) for subject in subjects]
-    text = json.dumps(as_document(found, dataset, image), indent=2, allow_nan=False) + "\n"
+    document = as_document(found, dataset, image)
+    text = json.dumps(document, indent=2, allow_nan=False) + "\n"
     write_text(folder / "evaluation.json", text)
     write_text(folder / "evaluation.html", evaluation_page(found, dataset, image))
-    return f"{in_a_line(found)}; {folder / 'evaluation.html'}"
+    for model, figures in zip(models, document["models"], strict=True):
+        if isinstance(model, Path):
+            _add_to_card(model, figures)
+    return Evaluated(found, folder / "evaluation.html")
 
 
-def _beside(model: str) -> Path:
-    directory = Path(model)
-    if directory.is_dir() and directory.name in ("", ".."):
-        directory = directory.resolve()
+def _add_to_card(folder: Path, figures: Mapping[str, Any]) -> None:
+    try:
+        if not add_evaluation(folder, figures):
+            logger.warning("%s: edited, and so left as it is", folder / CARD)
+    except OSError as error:
+        logger.warning("%s: left as it is (%s)", folder / CARD, error.strerror)
+
+
+def _beside(model: Path | OpenedStudy) -> Path:
+    if isinstance(model, OpenedStudy):
+        return Path(f"{model.config.name}-evaluation")
+    directory = model.resolve() if model.name in ("", "..") else model
     return directory.with_name(f"{directory.name}-evaluation")
 
 
 def _subject(
-    model: str,
-    storage: OwnedStorage | None,
-    root: Path,
-    place: str | None,
-    source: str | None,
+    model: Path | OpenedStudy, root: Path, place: str | None, source: str | None
 ) -> Subject:
     """A model with its description. That of a study is what `hpsearch export` would write."""
-    if Path(model).is_dir():
-        return _loaded(Path(model).resolve().name, Path(model))
-    assert storage is not None
-    objective = open_study(storage, model).config.trial.objective
+    if isinstance(model, Path):
+        return _loaded(model.resolve().name, model)
+    name, objective = model.config.name, model.config.trial.objective
     if objective != DEFAULT_OBJECTIVE:
         raise UserError(
-            f"study {model!r} runs {objective!r}: only models of {DEFAULT_OBJECTIVE!r} can be "
+            f"study {name!r} runs {objective!r}: only models of {DEFAULT_OBJECTIVE!r} can be "
             "evaluated"
         )
     with tempfile.TemporaryDirectory() as directory:
         folder = Path(directory) / "model"
-        export_study(storage, model, root, place, folder, source)
-        return _loaded(model, folder)
+        export_study(model, folder, root, place, source)
+        return _loaded(name, folder)
 
 
 def _loaded(name: str, folder: Path) -> Subject:

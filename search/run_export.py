@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from data.errors import UserError
+from data.files import DEFAULT_ROOT
 from search.device import taken_device
 from search.export import (
     Exported,
@@ -24,7 +25,6 @@ from studies.checkpoints import Checkpoint, CheckpointDirectory, open_checkpoint
 from studies.chosen import Chosen, choose, of_winner
 from studies.confirmation import Confirmation
 from studies.export import check_output, several_name, write_export, write_exports
-from studies.ownership import OwnedStorage
 from studies.results import TrialRecord
 from studies.study import OpenedStudy, best_record, open_study
 
@@ -32,12 +32,11 @@ logger = logging.getLogger(__name__)
 
 
 def export_study(
-    storage: OwnedStorage,
-    name: str,
-    root: Path,
-    place: str | None,
+    opened: OpenedStudy,
     output: Path,
-    source: str | None,
+    root: Path = DEFAULT_ROOT,
+    place: str | None = None,
+    source: str | None = None,
     on_validation_too: bool = False,
     best: int | None = None,
     trial: int | None = None,
@@ -46,7 +45,10 @@ def export_study(
     """Run `hpsearch export`: the confirmed model if there is one, else that of the best trial.
 
     Args:
+        output: the folder to write.
+        root: where data sets and checkpoints are kept.
         place: of the checkpoints, if not below `root`.
+        source: where this machine has the data, if not where the study says.
         on_validation_too: train that configuration anew, on training and validation images.
         best: so many of the best trials instead, in a folder each.
         trial: the model of this one instead.
@@ -55,7 +57,6 @@ def export_study(
         Diverged: so trained, it diverged, and nothing was written.
         UserError: there is no such trial, its weights are not here, or `output` cannot be written.
     """
-    opened = open_study(storage, name)
     # Before the data are read.
     chosen = choose(opened, best, trial)
     if on_validation_too:
@@ -64,7 +65,7 @@ def export_study(
         check_default_objective(opened.config, f"--format {min(graphs.formats)}")
     check_output(output)
     _warn_of_better(opened, chosen)
-    prepared = join(storage, chosen.study, root, source)
+    prepared = join(open_study(chosen.study, opened.storage), root, source)
     confirmation = asdict(chosen.confirmation) if chosen.confirmation else None
     if on_validation_too:
         items = chosen.ranked[: chosen.count or 1]

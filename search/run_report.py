@@ -4,22 +4,26 @@ from pathlib import Path
 
 from search.export import baseline_record
 from studies.findings import findings
-from studies.ownership import OwnedStorage
 from studies.report import write_report
 from studies.results import utc_now
-from studies.study import open_study
+from studies.study import OpenedStudy
 
 
 def report_study(
-    storage: OwnedStorage, name: str, output: Path, numbers: Path | None = None
-) -> None:
+    opened: OpenedStudy, output: Path | None = None, numbers: Path | None = None
+) -> Path:
     """Write the report of a study as an HTML file.
 
     Args:
+        output: the file; by default `STUDY-report.html`, here.
         numbers: a file for the same as JSON.
 
+    Returns:
+        The HTML file.
+
     Raises:
-        UserError: there is no such study, or a file cannot be written.
+        UserError: a file cannot be written.
     """
-    opened = open_study(storage, name)
+    output = output or Path(f"{opened.config.name}-report.html")
     write_report(findings(opened, baseline_record(opened), utc_now()), output, numbers)
+    return output

@@ -12,6 +12,18 @@ STOPPED_EXIT_CODES = (130, 143)
 """Of a process that SIGINT or SIGTERM has stopped: 128 and the signal's number."""
 
 
+@contextmanager
+def signals_as_before() -> Iterator[None]:
+    """Code that handles signals in its own way; whoever called it then has them back."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 class Stopped(BaseException):
     """Raised in the middle of an epoch that is not to be finished."""
 

@@ -18,7 +18,7 @@ from search.space import make_space, nearest_known, same_point
 from studies.config import DEFAULT_OBJECTIVE, StudyConfig, is_fixed
 from studies.confirmation import confirmation_of
 from studies.ownership import OwnedStorage
-from studies.results import TrialRecord, rank, record
+from studies.results import TrialRecord, rank
 from studies.study import WARM_START, OpenedStudy, open_study
 
 STARTS = 3
@@ -55,8 +55,8 @@ def plan_warm_start(
     """
     name = config.sampler.warm_start
     assert name is not None
-    earlier = open_study(storage, name)
-    records = [record(trial) for trial in earlier.study.get_trials(deepcopy=False)]
+    earlier = open_study(name, storage)
+    records = earlier.records
     if not rank(records):
         raise UserError(
             f"study {name!r}: no trial is complete yet, so there is nothing to start from"

@@ -21,11 +21,17 @@ CIFAR10 = "uoft-cs/cifar10"
 FORMATS = {"model.onnx": "onnx", "model.pt2": "torch-export"}
 
 
-def model_card(description: Mapping[str, Any], name: str) -> str:
-    """The README.md of a folder called `name`, from what its `trial.json` says."""
+def model_card(
+    description: Mapping[str, Any], name: str, evaluation: Mapping[str, Any] | None = None
+) -> str:
+    """The README.md of a folder called `name`, from what its `trial.json` says.
+
+    Args:
+        evaluation: what `evaluation.json` says of the model, if it was evaluated.
+    """
     classes = description["data"]["classes"]
     lines = [
-        *_front_matter(description),
+        *_front_matter(description, evaluation),
         "",
         f"# {printable(description['study'])}, trial {description['trial']}",
         "",
@@ -33,6 +39,7 @@ def model_card(description: Mapping[str, Any], name: str) -> str:
         f"({', '.join(map(_cell, classes))}), found by hpsearch on "
         f"`{printable(description['data']['source'])}`.",
         *_accuracies(description),
+        *_evaluated(evaluation),
         "",
         "## Parameters",
         "",
@@ -61,7 +68,24 @@ def test_accuracies(description: Mapping[str, Any]) -> list[tuple[str, float]]:
     return [(what, value) for what, value in found if value is not None]
 
 
-def _front_matter(description: Mapping[str, Any]) -> list[str]:
+def evaluated(evaluation: Mapping[str, Any]) -> list[tuple[str, str, float]]:
+    """What an evaluation has found beside the accuracies: type of metric, what it is, value."""
+    macro, calibration = evaluation["macro"], evaluation["calibration"]
+    return [
+        ("f1", "test, macro F1: the mean over the classes", macro["f1"]),
+        (
+            "accuracy",
+            "test, mean over images made worse (noise, blur, brightness, contrast, JPEG, "
+            "occlusion, at five severities)",
+            evaluation["mean_accuracy_corrupted"],
+        ),
+        ("expected_calibration_error", "test, expected calibration error", calibration["error"]),
+    ]
+
+
+def _front_matter(
+    description: Mapping[str, Any], evaluation: Mapping[str, Any] | None
+) -> list[str]:
     """YAML. What others have chosen is written as in JSON, of which it has the strings."""
 
     def quoted(text: str) -> str:
@@ -74,8 +98,11 @@ def _front_matter(description: Mapping[str, Any]) -> list[str]:
     lines = ["---", "library_name: hpsearch", "pipeline_tag: image-classification", "tags:"]
     lines += [f"- {tag}" for tag in tags]
     lines += ["datasets:", f"- {CIFAR10}"] if known else []
-    lines += ["metrics:", "- accuracy"]
-    measured = [item for item in test_accuracies(description) if math.isfinite(item[1])]
+    found = [("accuracy", what, value) for what, value in test_accuracies(description)]
+    found += evaluated(evaluation) if evaluation else []
+    measured = [item for item in found if math.isfinite(item[2])]
+    kinds = dict.fromkeys(["accuracy", *(kind for kind, _, _ in measured)])
+    lines += ["metrics:", *(f"- {kind}" for kind in kinds)]
     if measured:
         lines += [
             "model-index:",
@@ -90,8 +117,8 @@ def _front_matter(description: Mapping[str, Any]) -> list[str]:
             "      split: test",
             "    metrics:",
         ]
-    for what, value in measured:
-        lines += ["    - type: accuracy", f"      value: {value!r}", f"      name: {quoted(what)}"]
+    for kind, what, value in measured:
+        lines += [f"    - type: {kind}", f"      value: {value!r}", f"      name: {quoted(what)}"]
     return [*lines, "---"]
 
 
@@ -132,6 +159,21 @@ def _accuracies(description: Mapping[str, Any]) -> list[str]:
     of_before = " of the model before" if before else ""
     curve = ", ".join(f"{accuracy:.2%}" for accuracy in accuracies)
     return [*lines, f"Validation accuracy{of_before} after each epoch: {curve}."]
+
+
+def _evaluated(evaluation: Mapping[str, Any] | None) -> list[str]:
+    if evaluation is None:
+        return []
+    return [
+        "",
+        "## Evaluation",
+        "",
+        "By `hpsearch evaluate`:",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {what} | {value:.2%} |" for _, what, value in evaluated(evaluation)),
+    ]
 
 
 def _confirmed(confirmation: Mapping[str, Any] | None) -> list[str]:

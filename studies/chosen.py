@@ -42,7 +42,7 @@ def choose(opened: OpenedStudy, best: int | None, trial: int | None) -> Chosen:
     confirmation = confirmation_of(opened)
     if confirmation is None:
         return Chosen(name, ranked)
-    confirming = open_study(opened.storage, confirming_name(name))
+    confirming = open_study(confirming_name(name), opened.storage)
     return Chosen(
         confirming.config.name, of_winner(confirming, confirmation), confirmation=confirmation
     )

@@ -93,7 +93,7 @@ def confirmation_of(opened: OpenedStudy) -> Confirmation | None:
     name = confirming_name(opened.config.name)
     if not exists(opened.storage, name):
         return None
-    confirming = open_study(opened.storage, name)
+    confirming = open_study(name, opened.storage)
     if confirming.study.user_attrs.get(SEARCHED) != opened.identity:
         return None
     stored = stored_in(confirming)

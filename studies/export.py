@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UserError
-from data.files import unwritable
+from data.files import unwritable, write_whole
 from data.sums import SUMS, sums
 from studies.card import FORMATS, model_card
 
-FILES = {"model.safetensors", "trial.json", "README.md", SUMS, *FORMATS}
+CARD = "README.md"
+FILES = {"model.safetensors", "trial.json", CARD, SUMS, *FORMATS}
 _ONE_OF_SEVERAL = re.compile(r"\d+-trial-\d+")
 
 
@@ -33,7 +34,7 @@ class Model:
         files = {
             **self.files,
             "trial.json": (json.dumps(self.description, indent=2) + "\n").encode(),
-            "README.md": model_card(self.description, name).encode(),
+            CARD: model_card(self.description, name).encode(),
         }
         return {**files, SUMS: sums(files)}
 
@@ -88,6 +89,30 @@ def write_exports(output: Path, models: Mapping[str, Model]) -> None:
             for file, content in model.content(name).items()
         },
     )
+
+
+def add_evaluation(folder: Path, evaluation: Mapping[str, Any]) -> bool:
+    """Put the figures of an evaluation into the model card of an exported folder.
+
+    Args:
+        evaluation: what `evaluation.json` says of the model.
+
+    Returns:
+        Whether it was done: a card that somebody has edited is left as it is.
+
+    Raises:
+        OSError: the card cannot be read or written.
+    """
+    card, listed = folder / CARD, folder / SUMS
+    content, digests = card.read_bytes(), listed.read_bytes()
+    line = sums({CARD: content})
+    if line not in digests:
+        return False
+    description = json.loads((folder / "trial.json").read_text())
+    new = model_card(description, folder.resolve().name, evaluation).encode()
+    write_whole(card, new)
+    write_whole(listed, digests.replace(line, sums({CARD: new})))
+    return True
 
 
 def _write(output: Path, files: Mapping[str, bytes]) -> None:

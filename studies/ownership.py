@@ -67,6 +67,9 @@ class OwnedStorage(BaseStorage):
     is asked for a few columns (see `studies.standing`), where Optuna would read it whole.
     """
 
+    url: str
+    """With its password, if it has one."""
+
     def __init__(self, stale_seconds: int) -> None:
         """
         Args:

@@ -251,7 +251,9 @@ def open_proxied(url: str) -> ProxiedStorage:
         host, port = None, None
     if not host or not port or parsed.netloc.lower() != address(host, port):
         raise UserError(f"storage: write grpc://host:port (a token belongs in {SECRET})")
-    return ProxiedStorage(host, port, proxy_secret())
+    storage = ProxiedStorage(host, port, proxy_secret())
+    storage.url = url
+    return storage
 
 
 def proxy_secret(file: Path | None = None) -> str | None:

@@ -1,6 +1,7 @@
 """Opening the database that a study lives in."""
 
 import math
+import os
 import time
 import traceback
 import warnings
@@ -21,6 +22,7 @@ from studies.patience import STORAGE_ERRORS, Patience, reason
 from studies.text import masked_url, printable
 
 DEFAULT_URL = "sqlite:///hpsearch.db"
+URL_VARIABLE = "HPSEARCH_STORAGE"
 PROXY = "grpc://"
 DATABASES = ("sqlite", "postgresql")
 
@@ -45,11 +47,14 @@ class NotADatabase(UserError):
     """What was given is not the URL of a database that processes can share."""
 
 
-def open_storage(url: str, create: bool = False, patience: Patience | None = None) -> OwnedStorage:
+def open_storage(
+    url: str | None = None, create: bool = False, patience: Patience | None = None
+) -> OwnedStorage:
     """Open a database, with its tables created where there are none; or what a proxy serves.
 
     Args:
-        url: an SQLAlchemy URL; `postgresql://` means the psycopg driver. Or `grpc://host:port`.
+        url: an SQLAlchemy URL; `postgresql://` means the psycopg driver. Or `grpc://host:port`. By
+            default it is that of `HPSEARCH_STORAGE`, or `hpsearch.db` here, as for the command.
         create: whether an SQLite file is created if it is missing.
         patience: to wait with for a database that does not answer; without it, it must do so now.
 
@@ -57,6 +62,7 @@ def open_storage(url: str, create: bool = False, patience: Patience | None = Non
         UserError: the URL is malformed, its driver is not installed, or it cannot be reached.
         StorageLost: the patience was not enough.
     """
+    url = url or os.environ.get(URL_VARIABLE) or DEFAULT_URL
     if not url.startswith(PROXY):
         try:
             return open_database(url, create, patience)

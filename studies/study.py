@@ -22,8 +22,8 @@ from studies.config import (
     differences,
     parse_study,
 )
-from studies.results import TrialRecord, rank, record
-from studies.storage import quiet_optuna
+from studies.results import Summary, TrialRecord, rank, record, summarise
+from studies.storage import open_storage, quiet_optuna
 
 CONFIG = "config"
 BUDGET = "budget"
@@ -61,6 +61,16 @@ class OpenedStudy:
     identity: str
     """Random: two studies of the same name in different databases have different ones."""
 
+    @property
+    def records(self) -> list[TrialRecord]:
+        """The trials as they are now."""
+        return [record(trial) for trial in self.study.get_trials(deepcopy=False)]
+
+    @property
+    def summary(self) -> Summary:
+        """How many trials are in which state, and the best."""
+        return summarise(self.records)
+
     def directory(self, root: Path) -> Path:
         """Where this study keeps its files, below `root`."""
         return root / f"{self.config.name}-{self.identity}"
@@ -89,7 +99,7 @@ def create_or_continue(
     try:
         study = optuna.create_study(storage=storage, study_name=config.name, direction="maximize")
     except optuna.exceptions.DuplicatedStudyError:
-        opened = open_study(storage, config.name)
+        opened = open_study(config.name, storage)
         check_settings(opened, config)
         check_data(opened, data_digest)
         check_versions(opened)
@@ -118,12 +128,17 @@ def _store_what_may_change(study: Study, config: StudyConfig) -> None:
     study.set_user_attr(CHECKPOINTS, config.checkpoints.model_dump())
 
 
-def open_study(storage: BaseStorage, name: str) -> OpenedStudy:
+def open_study(name: str, storage: BaseStorage | str | None = None) -> OpenedStudy:
     """Open an existing study.
+
+    Args:
+        storage: or its URL; see `open_storage`, also for the default.
 
     Raises:
         UserError: there is none of that name, or it is not one of hpsearch's.
     """
+    if not isinstance(storage, BaseStorage):
+        storage = open_storage(storage)
     try:
         study = optuna.load_study(study_name=name, storage=storage)
     except KeyError:
@@ -175,7 +190,7 @@ def stored_config(storage: BaseStorage, name: str, overrides: Mapping[str, Any])
     Raises:
         UserError: there is no such study, or it runs code that only the database names.
     """
-    config = open_study(storage, name).config
+    config = open_study(name, storage).config
     check_objective(config, trusted=None)
     return parse_study(config.model_dump(mode="json"), f"study {name!r}", overrides)
 
@@ -233,7 +248,7 @@ def continues(storage: BaseStorage, config: StudyConfig) -> bool:
     """
     is_there = exists(storage, config.name)
     if is_there:
-        check_settings(open_study(storage, config.name), config)
+        check_settings(open_study(config.name, storage), config)
     return is_there
 
 
@@ -301,7 +316,7 @@ def ranked_records(opened: OpenedStudy) -> list[TrialRecord]:
     Raises:
         UserError: no trial is complete yet.
     """
-    ranked = rank([record(trial) for trial in opened.study.get_trials(deepcopy=False)])
+    ranked = rank(opened.records)
     if not ranked:
         raise UserError(
             f"study {opened.config.name!r}: no trial is complete yet, so there is nothing to export"

@@ -188,7 +188,7 @@ def _ours(load: Load, timings: Timings) -> None:
     none = Split(torch.empty(0, 3, 32, 32, dtype=torch.uint8), torch.empty(0, dtype=torch.int64))
     _barrier.wait(BARRIER_SECONDS)
     timings.start()
-    opened = open_study(storage, STUDY)
+    opened = open_study(STUDY, storage)
     TimedWorker(
         opened=opened,
         storage=storage,

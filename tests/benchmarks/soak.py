@@ -248,7 +248,7 @@ def main() -> int:
         code = night.pass_by()
         happened = ", ".join(f"{kind} {number}" for kind, number in night.events.most_common())
         night.say(f"the launcher has ended; there were: {happened or 'no events'}")
-        opened = open_study(open_database(database.url), "soak")
+        opened = open_study("soak", open_database(database.url))
         all_hold = True
         found = checks(code, directory, opened, arguments.trials, arguments.workers, night.events)
         for holds, text in found:

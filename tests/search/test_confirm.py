@@ -190,7 +190,7 @@ def test_an_earlier_study_s_confirmation_is_named_whatever_else_differs_and_left
         prepare_confirmation(storage, another, plan(searched.opened, top=1, seeds=1))
     assert "delete it (hpsearch dashboard --allow-edits)" in str(error.value)
     assert "or run the search under another --name" in str(error.value)
-    assert open_study(storage, "quickstart-confirm").config == before.config
+    assert open_study("quickstart-confirm", storage).config == before.config
 
 
 def test_a_study_that_happens_to_have_the_name_is_not_taken_for_a_confirmation(
@@ -221,12 +221,12 @@ def test_an_objective_that_only_the_database_names_is_refused_before_its_import(
 ) -> None:
     own = load_study_file("quickstart", {"trial.objective": "nowhere:train"})
     create_or_continue(storage, own, "0" * 16, [])
-    options = RunOptions("hpsearch confirm", "quickstart", "sqlite:///a.db", tmp_path, None, 1, 1)
+    options = RunOptions(root=tmp_path, workers=1)
     for trusted in (None, "elsewhere:train"):
         with pytest.raises(UserError, match="'nowhere:train', which only the database says"):
-            confirm_study(storage, "quickstart", options, None, 1, 1, trusted)
+            confirm_study(storage, "quickstart", options, trusted_objective=trusted)
     with pytest.raises(UserError, match="no trial is complete yet"):
-        confirm_study(storage, "quickstart", options, None, 1, 1, "nowhere:train")
+        confirm_study(storage, "quickstart", options, trusted_objective="nowhere:train")
 
 
 def _ended(
@@ -391,7 +391,7 @@ def test_export_names_the_confirmed_trial_and_says_if_the_search_has_a_better_on
     def export() -> str:
         caplog.clear()
         output = tmp_path / "best"
-        [written] = export_study(storage, "quickstart", data_cache, None, output, None)
+        [written] = export_study(open_study("quickstart", storage), output, data_cache)
         return describe(written)
 
     confirmed = "confirmed: trial 2; of its retrainings the best, trial 0 of study "
@@ -424,7 +424,7 @@ def test_of_a_damaged_winner_the_next_best_retraining_is_exported(
     # The notebook's, second and fourth, is better than the third, but has not won.
     _ended(storage, searched, [0.9, 0.6, 0.5, 0.7], directory)()
     (directory / weights_name(0)).write_bytes(b"")
-    [exported] = export_study(storage, "quickstart", data_cache, None, tmp_path / "best", None)
+    [exported] = export_study(open_study("quickstart", storage), tmp_path / "best", data_cache)
     assert (exported.best.number, exported.instead_of) == (2, 0)
     assert "of its retrainings the best whose weights are not lost, trial 2 of" in describe(
         exported

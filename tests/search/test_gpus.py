@@ -269,12 +269,10 @@ def test_a_run_that_lacks_its_gpus_is_refused_before_there_is_a_study(
 ) -> None:
     machine.has(gpu(0, 23800, 200), found=1)
     storage = open_storage(f"sqlite:///{tmp_path / 'a.db'}", create=True)
-    options = RunOptions("", "quickstart", "", tmp_path / "var", None, None, 1)
+    options = RunOptions(root=tmp_path / "var")
     with pytest.raises(UserError, match="has no memory left"):
         run_study(load_study_file("quickstart"), storage, options)
-    worker = WorkerOptions(
-        "quickstart", load_study_file("quickstart"), tmp_path / "var", None, None, None, None, 0
-    )
+    worker = WorkerOptions("quickstart", load_study_file("quickstart"), tmp_path / "var")
     with pytest.raises(UserError, match="has no memory left"):
         run_worker(storage, worker, Patience(0))
     assert study_names(storage) == []

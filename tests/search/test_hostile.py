@@ -198,7 +198,7 @@ def test_a_stored_attribute_of_any_kind_is_harmless(
     storage.set_study_user_attr(study_id, key, value)
     try:
         with refused_in_a_line():
-            opened = open_study(storage, "quickstart")
+            opened = open_study("quickstart", storage)
             root = Path("var")
             assert opened.directory(root).resolve().parent == root.resolve()
             assert opened.config.name == "quickstart"
@@ -210,7 +210,7 @@ def test_a_stored_attribute_of_any_kind_is_harmless(
 @given(VALUES)
 def test_what_was_kept_of_another_study_is_checked(storage: OwnedStorage, value: object) -> None:
     study_id = storage.get_study_id_from_name("quickstart")
-    opened = open_study(storage, "quickstart")
+    opened = open_study("quickstart", storage)
     storage.set_study_user_attr(study_id, EARLIER_TRIALS, value)
     with refused_in_a_line():
         earlier_trials(opened)
@@ -240,7 +240,7 @@ def test_what_was_kept_of_another_study_is_checked(storage: OwnedStorage, value:
 def test_a_trial_s_attribute_of_any_kind_can_be_shown(
     storage: OwnedStorage, key: str, value: object
 ) -> None:
-    opened = open_study(storage, "quickstart")
+    opened = open_study("quickstart", storage)
     running = opened.study.get_trials(deepcopy=False)[1]
     storage.set_trial_user_attr(running._trial_id, key, value)
     records = [record(trial) for trial in opened.study.get_trials(deepcopy=False)]

@@ -25,7 +25,7 @@ from studies.export import write_export
 from studies.ownership import OwnedStorage
 from studies.results import BEST_EPOCH, SEED
 from studies.storage import open_storage
-from studies.study import best_record, create_or_continue
+from studies.study import best_record, create_or_continue, open_study
 
 Hpsearch = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -109,7 +109,9 @@ def test_an_interrupted_training_writes_nothing(
     before = sorted(tmp_path.iterdir())
     with pytest.raises(KeyboardInterrupt):
         export_study(
-            *(storage, "quickstart", data_cache, None, tmp_path / "whole", None),
+            open_study("quickstart", storage),
+            tmp_path / "whole",
+            data_cache,
             on_validation_too=True,
         )
     assert sorted(tmp_path.iterdir()) == before

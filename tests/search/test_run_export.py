@@ -75,8 +75,7 @@ def _add(opened: OpenedStudy, value: float, width: int, state: TrialState) -> No
 
 
 def export(opened: OpenedStudy, root: Path, output: Path, **options: Any) -> list[Exported]:
-    assert isinstance(opened.storage, OwnedStorage)
-    return export_study(opened.storage, "quickstart", root, None, output, None, **options)
+    return export_study(opened, output, root, **options)
 
 
 def description(folder: Path) -> Any:

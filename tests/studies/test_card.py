@@ -51,6 +51,25 @@ def test_of_cifar10_the_front_matter_names_the_hub_s_data_set() -> None:
     assert "onnx" in found["tags"]
 
 
+def test_the_figures_of_an_evaluation_are_in_the_front_matter_and_the_text() -> None:
+    evaluation = {
+        "macro": {"f1": 0.66},
+        "calibration": {"error": 0.05},
+        "mean_accuracy_corrupted": 0.4,
+    }
+    text = model_card(DESCRIPTION, "best", evaluation)
+    found = front_matter(text)
+    assert found["metrics"] == ["accuracy", "f1", "expected_calibration_error"]
+    (result,) = found["model-index"][0]["results"]
+    assert [(metric["type"], metric["value"]) for metric in result["metrics"]] == [
+        *(("accuracy", 0.7), ("accuracy", 0.72)),
+        *(("f1", 0.66), ("accuracy", 0.4), ("expected_calibration_error", 0.05)),
+    ]
+    assert len({metric["name"] for metric in result["metrics"]}) == 5
+    for line in ("macro F1: the mean over the classes | 66.00% |", "calibration error | 5.00% |"):
+        assert line in text
+
+
 @pytest.mark.parametrize("measured", [None, float("nan")])
 def test_what_was_not_measured_is_not_in_the_front_matter(measured: float | None) -> None:
     unknown = {"test_accuracy": measured, "test_accuracy_with_flips": measured}

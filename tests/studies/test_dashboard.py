@@ -137,10 +137,10 @@ def test_a_renamed_study_says_that_it_needs_its_name(editable: Served) -> None:
     storage = open_storage(editable.url)
     assert editable.rename() == 201
     with pytest.raises(UserError, match=r"created as 'quickstart'.*give it that name again"):
-        open_study(storage, "another")
+        open_study("another", storage)
     body = {"study_name": "quickstart"}
     assert editable.ask(method="POST", path="/api/studies/2/rename", body=body)[0] == 201
-    assert open_study(storage, "quickstart").config.name == "quickstart"
+    assert open_study("quickstart", storage).config.name == "quickstart"
 
 
 def test_another_site_s_page_changes_nothing(editable: Served) -> None:

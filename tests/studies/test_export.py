@@ -1,4 +1,5 @@
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,14 @@ import pytest
 from data.errors import UserError
 from data.sums import check_sums
 from studies import export
-from studies.export import Model, check_output, several_name, write_export, write_exports
+from studies.export import (
+    Model,
+    add_evaluation,
+    check_output,
+    several_name,
+    write_export,
+    write_exports,
+)
 
 WEIGHTS = b"weights"
 DESCRIPTION: dict[str, Any] = {
@@ -124,3 +132,24 @@ def test_a_place_that_cannot_be_written_is_named_beforehand(tmp_path: Path) -> N
         check_output(tmp_path / "file" / "best")
     check_output(tmp_path / "new" / "folder" / "best")
     assert [item.name for item in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_evaluation_goes_into_the_card_of_the_folder_unless_somebody_has_edited_it(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "best"
+    write_export(folder, model())
+    for f1 in (0.5, 0.66):
+        evaluation = {
+            "macro": {"f1": f1},
+            "calibration": {"error": 0.05},
+            "mean_accuracy_corrupted": 0.4,
+        }
+        assert add_evaluation(folder, evaluation)
+        assert f"| {f1:.2%} |" in (folder / "README.md").read_text()
+        command = ("sha256sum", "--check", "--strict", "SHA256SUMS")
+        subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    (folder / "README.md").write_text("# Mine\n")
+    assert not add_evaluation(folder, evaluation)
+    assert (folder / "README.md").read_text() == "# Mine\n"
+    check_output(folder)

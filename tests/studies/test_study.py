@@ -48,7 +48,7 @@ def test_so_is_how_many_checkpoints_are_kept(storage_url: str) -> None:
     create_or_continue(storage, load_study_file("quickstart"), DIGEST, [])
     more = load_study_file("quickstart", {"checkpoints.keep": 20})
     create_or_continue(storage, more, DIGEST, [])
-    assert open_study(storage, "quickstart").config.checkpoints.keep == 20
+    assert open_study("quickstart", storage).config.checkpoints.keep == 20
 
 
 def test_other_settings_are_refused_with_the_difference(storage_url: str) -> None:
@@ -84,7 +84,7 @@ def test_an_unknown_study_says_which_there_are(storage_url: str) -> None:
     storage = open_storage(storage_url, create=True)
     create_or_continue(storage, load_study_file("quickstart"), DIGEST, [])
     with pytest.raises(UserError, match="no study 'nope' in this storage; there: quickstart"):
-        open_study(storage, "nope")
+        open_study("nope", storage)
 
 
 def test_a_study_of_plain_optuna_is_not_touched(storage_url: str) -> None:
@@ -93,7 +93,7 @@ def test_a_study_of_plain_optuna_is_not_touched(storage_url: str) -> None:
         optuna.create_study(study_name="theirs", storage=storage).ask()
     assert study_names(storage) == []
     with pytest.raises(UserError, match="'theirs' was not made by hpsearch"):
-        open_study(storage, "theirs")
+        open_study("theirs", storage)
 
 
 def _create(url: str) -> tuple[bool, str]:
@@ -108,4 +108,4 @@ def test_of_processes_that_create_a_study_at_once_one_does(storage_url: str) -> 
         results = pool.map(_create, [storage_url] * 4)
     assert [is_new for is_new, _ in results].count(True) == 1
     assert len({identity for _, identity in results}) == 1
-    assert len(open_study(open_storage(storage_url), "quickstart").study.trials) == 1
+    assert len(open_study("quickstart", open_storage(storage_url)).study.trials) == 1

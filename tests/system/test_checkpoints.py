@@ -125,7 +125,7 @@ def test_a_search_goes_on_with_other_directories_and_the_same_bucket_and_past_da
 
     killed = hpsearch("worker", study, **machine("one"), DIE_AT="5", SECONDS="0.1")
     assert killed.returncode == -9, killed.stderr
-    opened = open_study(open_storage(environment["HPSEARCH_STORAGE"]), "own")
+    opened = open_study("own", open_storage(environment["HPSEARCH_STORAGE"]))
     store = open_checkpoints(opened, tmp_path, f"{s3_bucket}/night").store
 
     def damage(name: str) -> None:
@@ -166,10 +166,10 @@ def test_a_missing_bucket_is_told_before_anything_is_trained(
     with pytest.raises(UserError, match=f"--checkpoints {missing}: .*NoSuchBucket"):
         run_worker(
             storage,
-            WorkerOptions("quickstart", config, data_cache, missing, None, None, None, grace=0),
+            WorkerOptions("quickstart", config, data_cache, missing, grace=0),
             Patience(0),
         )
-    trials = open_study(storage, "quickstart").study.trials
+    trials = open_study("quickstart", storage).study.trials
     assert {trial.state for trial in trials} == {TrialState.WAITING}
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy
 import pytest
 import torch
+import yaml
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
@@ -25,12 +26,12 @@ from model.evaluate import normalise
 from model.exported import load
 from search.evaluate import SEED, STEPS, ChosenImage, Evaluation, Subject, as_document, evaluate
 from search.evaluation_page import evaluation_page
-from search.run_evaluate import evaluate_models
+from search.run_evaluate import Evaluated, evaluate_models
 from search.run_export import export_study
 from studies.config import parse_study
 from studies.ownership import OwnedStorage
 from studies.storage import open_storage
-from studies.study import create_or_continue
+from studies.study import create_or_continue, open_study
 from tests.model.test_exported import list_digests
 from tests.system.trained import EPOCHS, PARAMETERS, SECONDS, trained_study
 
@@ -105,12 +106,12 @@ class Place:
     def best(self) -> Path:
         return self.root / "best"
 
-    def run(self, *models: object, **changes: Any) -> str:
-        arguments: dict[str, Any] = {
-            **{"storage": self.storage, "root": self.root, "place": None},
-            **{"output": None, "source": None, "chosen": "0"},
-        }
-        return evaluate_models([str(model) for model in models], **arguments | changes)
+    def run(self, *models: Path | str, **changes: Any) -> Evaluated:
+        """Of folders, and studies by their names."""
+        given = [
+            open_study(model, self.storage) if isinstance(model, str) else model for model in models
+        ]
+        return evaluate_models(given, root=self.root, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +120,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, few_images: Path) -> Place:
     url = f"sqlite:///{root / 'a.db'}"
     storage = open_storage(url, create=True)
     curve = trained_study(storage, "flowers", str(few_images), root)
-    export_study(storage, "flowers", root, None, root / "best", None)
+    export_study(open_study("flowers", storage), root / "best", root)
     return Place(storage, root, str(few_images), curve, url)
 
 
@@ -341,6 +342,12 @@ def test_an_export_and_a_study_side_by_side(
     assert f"flowers: test accuracy {second['test_accuracy']:.2%}" in line
     assert f"difference {100 * difference:+.2f} points" in line
     assert line.endswith("; other-evaluation/evaluation.html")
+
+    card = yaml.safe_load((tmp_path / "other" / "README.md").read_text().split("---\n")[1])
+    metrics = card["model-index"][0]["results"][0]["metrics"]
+    assert [metric["value"] for metric in metrics[2:]] == [
+        *(first["macro"]["f1"], first["mean_accuracy_corrupted"], first["calibration"]["error"])
+    ]
 
     page = opened(browser, output / "evaluation.html", DESKTOP)
     assert page.title() == "other and flowers"

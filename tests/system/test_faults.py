@@ -137,7 +137,7 @@ def test_a_machine_whose_clock_is_minutes_ahead_takes_nobody_for_dead(
     assert [punctual.returncode, ahead.returncode] == [0, 0], outputs
     epochs = [line[:2] for line in trained(tmp_path)]
     assert sorted(epochs) == [(x, epoch) for x in (1, 2) for epoch in range(1, longer + 1)]
-    trials = open_study(open_storage(postgres_url), "own").study.get_trials()
+    trials = open_study("own", open_storage(postgres_url)).study.get_trials()
     starts = [trial.datetime_start for trial in trials if trial.datetime_start]
     assert (starts[1] - starts[0]).total_seconds() > 500, "its clock is ahead"
     assert all(LOSSES not in trial.user_attrs for trial in trials)
@@ -179,7 +179,7 @@ def test_a_trial_that_kills_its_workers_fails_and_the_study_goes_on(
     assert result.returncode == 0, result.stderr
     found = status("own", url)
     assert (found["complete"], found["failed"], found["running"]) == (1, 1, 0)
-    trials = open_study(open_storage(url), "own").study.trials
+    trials = open_study("own", open_storage(url)).study.trials
     (failed,) = [t for t in trials if t.state == optuna.trial.TrialState.FAIL]
     assert failed.user_attrs["error"] == "its worker was lost 3 times; last: killed by SIGKILL"
     assert failed.user_attrs[LOSSES] == 3
@@ -204,7 +204,7 @@ def test_a_trial_of_a_machine_that_is_gone_is_resumed_elsewhere(
         wait_for(lambda: len(trained(tmp_path)) >= 3)
         worker.kill()
     storage = open_database(storage_url)
-    opened = open_study(storage, "own")
+    opened = open_study("own", storage)
     (trial,) = opened.study.get_trials(states=(optuna.trial.TrialState.RUNNING,))
     forget_heartbeats(storage)
     result = hpsearch("worker", study, HPSEARCH_STORAGE=storage_url)
@@ -223,7 +223,7 @@ def test_a_worker_that_was_paused_for_too_long_leaves_its_trial_to_its_new_owner
         wait_for(lambda: len(trained(tmp_path)) >= 2)
         storage = open_database(storage_url)
         pause(paused, storage_url)
-        opened = open_study(storage, "own")
+        opened = open_study("own", storage)
         (trial,) = opened.study.get_trials(states=(optuna.trial.TrialState.RUNNING,))
         forget_heartbeats(storage)
         with running(tmp_path, "worker", study, **environment) as other:
@@ -254,7 +254,7 @@ def test_a_worker_with_another_study_file_or_version_is_refused_with_the_differe
     result = hpsearch("worker", study, "--storage", url)
     assert result.returncode == 2
     assert "trial.epochs: the study has 6, given is 7" in result.stderr
-    opened = open_study(open_storage(url), "own")
+    opened = open_study("own", open_storage(url))
     stored = opened.study.user_attrs[VERSIONS]
     opened.study.set_user_attr(VERSIONS, {**stored, "hpsearch": "0.0.1"})
     result = hpsearch("worker", "own", "--storage", url)
@@ -284,7 +284,7 @@ def test_an_outage_of_the_database_costs_nothing(
     assert (found["complete"], found["failed"], found["running"]) == (2, 0, 0)
     assert all(item["accuracies"] == [e / 100 for e in range(1, LONG + 1)] for item in found["top"])
     assert len(trained(tmp_path)) == 2 * LONG, "no epoch is trained twice"
-    trials = open_study(open_storage(stoppable.url), "own").study.trials
+    trials = open_study("own", open_storage(stoppable.url)).study.trials
     assert not any(LOSSES in trial.user_attrs for trial in trials)
 
 

@@ -103,7 +103,7 @@ def test_ctrl_c_twice_abandons_a_long_epoch(status: Status, study: Path, tmp_pat
 
 def running_worker(url: str) -> int:
     """The process of the worker that runs a trial."""
-    opened = open_study(open_storage(url), "own")
+    opened = open_study("own", open_storage(url))
     (trial,) = opened.study.get_trials(states=(TrialState.RUNNING,))
     return int(trial.user_attrs[WORKER].rsplit("-", 1)[1])
 

@@ -137,7 +137,7 @@ def test_a_study_outlives_a_node(
     found = status("own", postgres_url)
     assert (found["complete"], found["failed"], found["running"]) == (3, 0, 0)
     assert all(trial["accuracies"] == [0.01 * e for e in range(1, 21)] for trial in found["top"])
-    trials = open_study(open_storage(postgres_url), "own").study.trials
+    trials = open_study("own", open_storage(postgres_url)).study.trials
     assert sorted(trial.user_attrs.get(LOSSES, 0) for trial in trials) == [0, 0, 1]
     epochs = [(x, epoch) for x, epoch, _ in trained(tmp_path)]
     assert len(epochs) <= len(set(epochs)) + 1, "at most one epoch is trained twice"

@@ -73,7 +73,7 @@ def test_a_trial_is_the_same_again_and_another_curve_is_told_from_it(
     assert len(found["replayed"]) == 2
     assert found["differences"] == []
 
-    study = open_study(open_storage(url), "tiny").study
+    study = open_study("tiny", open_storage(url)).study
     (trial,) = study.get_trials()
     study.add_trial(
         optuna.create_trial(

@@ -12,12 +12,11 @@ import pytest
 import sqlalchemy
 
 from data.errors import UserError
-from search.prepare import create_from_file, join
-from search.run_export import export_study
+from search.prepare import create_from_file
 from studies.config import load_study_file
 from studies.results import ERROR, WORKER
 from studies.storage import open_storage
-from studies.study import CONFIG, IDENTITY, create_or_continue
+from studies.study import CONFIG, IDENTITY, create_or_continue, open_study
 from tests.conftest import everything_stored
 
 Hpsearch = Callable[..., subprocess.CompletedProcess[str]]
@@ -167,8 +166,7 @@ def test_a_study_whose_folder_would_be_elsewhere_is_refused_and_no_file_written(
     config = load_study_file("quickstart")
     for command in (
         lambda: create_from_file(storage, config, "quickstart", root),
-        lambda: join(storage, "quickstart", root, None),
-        lambda: export_study(storage, "quickstart", root, None, root / "best", None),
+        lambda: open_study("quickstart", storage),
     ):
         with pytest.raises(UserError, match="identity was not written by hpsearch"):
             command()

@@ -87,7 +87,7 @@ def test_a_study_starts_from_the_best_of_an_earlier_one_and_then_needs_it_no_mor
         assert trials[number]["batch_size"] == 64
         if item["optimizer"] == "adam":
             assert trials[number]["optimizer"] == "adam"
-    copied = earlier_trials(open_study(open_storage(url), "new"))
+    copied = earlier_trials(open_study("new", open_storage(url)))
     assert sorted(trial.params["learning_rate"] for trial in copied) == [2e-3, 5e-3]
 
     optuna.delete_study(study_name="old", storage=open_storage(url))
