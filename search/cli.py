@@ -779,7 +779,7 @@ def dashboard(
         bool, typer.Option("--allow-edits", help="Let the page change and delete studies.")
     ] = False,
     storage: StorageOption = DEFAULT_STORAGE,
-    directory: DirectoryOption = DEFAULT_DIRECTORY,
+    directory: DirectoryOption = DEFAULT_ROOT,
     checkpoints: CheckpointsOption = None,
 ) -> None:
     """Serve optuna-dashboard on the storage, for looking only unless edits are allowed.

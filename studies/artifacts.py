@@ -110,7 +110,7 @@ class StudyFiles:
         for study in self.storage.get_all_studies() if match else ():
             if match and study.user_attrs.get(IDENTITY) == match[1]:
                 # It checks what the folder's name is made of.
-                opened = open_study(self.storage, study.study_name)
+                opened = open_study(study.study_name, self.storage)
                 folder = opened.directory(self.root)
                 checkpoints = study_store(folder, self.place, to_write=False)
                 exported = Folder(folder / EXPORTED)
