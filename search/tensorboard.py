@@ -3,6 +3,7 @@
 import logging
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,17 +56,22 @@ class TrialLog:
             from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(str(path), purge_step=epochs_before + 1)
-            if self._is_resnet and not epochs_before:
-                self._show(self._writer, context)
 
         self._try(write)
+        if self._writer and self._is_resnet and not epochs_before:
+            try:
+                self._show(self._writer, context)
+            except Exception as error:  # noqa: BLE001
+                # Of memory there may be too little for it.
+                logger.warning("trial %d: no picture for TensorBoard (%s)", self._number, error)
 
     def _show(self, writer: "SummaryWriter", context: TrialContext) -> None:
         from model.train import build_model
 
         images = augmented_batch(self._parameters, context)
         writer.add_images("augmented batch", images, 0)
-        chosen = parse_hyperparameters(self._parameters)
+        # The layers written by hand have graphs in which nothing can be found.
+        chosen = replace(parse_hyperparameters(self._parameters), layers="torch")
         model = build_model(chosen, len(context.data.classes)).eval()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Of the tracer, about sizes that are always the same.
@@ -107,7 +113,7 @@ class TrialLog:
         try:
             write()
         except Exception as error:  # noqa: BLE001
-            # A full disk; or a network that cannot be traced.
+            # A full disk, for instance.
             logger.warning(
                 "trial %d: nothing more for TensorBoard in %s (%s)", self._number, self._path, error
             )

@@ -37,7 +37,7 @@ def model_card(
         "",
         f"An image classifier for {len(classes)} classes "
         f"({', '.join(map(_cell, classes))}), found by hpsearch on "
-        f"`{printable(description['data']['source'])}`.",
+        f"{_cell(description['data']['source'])}.",
         *_accuracies(description),
         *_evaluated(evaluation),
         "",
@@ -118,7 +118,7 @@ def _front_matter(
             "    metrics:",
         ]
     for kind, what, value in measured:
-        lines += [f"    - type: {kind}", f"      value: {value!r}", f"      name: {quoted(what)}"]
+        lines += [f"    - type: {kind}", f"      value: {value:.6f}", f"      name: {quoted(what)}"]
     return [*lines, "---"]
 
 
@@ -253,10 +253,10 @@ def _use_of_graph(description: Mapping[str, Any], name: str, file: str) -> list[
         "",
         "import numpy",
         f"import {library}",
-        "from PIL import Image",
+        "from PIL import Image, ImageOps",
         "",
         f'classes = json.load(open({json.dumps(f"{name}/trial.json")}))["data"]["classes"]',
-        'image = Image.open("photo.jpg").convert("RGB")',
+        'image = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")',
         "image = image.resize((32, 32), Image.Resampling.BILINEAR)",
         *images,
         *run,

@@ -63,7 +63,10 @@ def check_output(output: Path) -> None:
 
 
 def _is_export(folder: Path) -> bool:
-    return folder.is_dir() and {file.name for file in folder.iterdir()} <= FILES
+    if not folder.is_dir():
+        return False
+    names = {file.name for file in folder.iterdir()}
+    return not names or ("trial.json" in names and names <= FILES)
 
 
 def _is_of_several(folder: Path) -> bool:

@@ -24,6 +24,7 @@ COLORS = {
     "diverged": "#CC79A7",
     "failed": "#D55E00",
     "running": "#009E73",
+    "waiting": "#7B61C4",
     "lost": "#8C564B",
     "handed back": "#7B61C4",
 }
@@ -97,6 +98,7 @@ def learning_curves(
         ("pruned", 0.45, 1.0),
         ("diverged", 0.7, 1.0),
         ("failed", 0.7, 1.0),
+        ("waiting", 0.7, 1.0),
         ("running", 0.9, 1.5),
         ("complete", 0.55, 1.2),
     ]

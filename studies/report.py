@@ -14,6 +14,7 @@ from studies.findings import Findings, as_document
 from studies.page import Figures, page, place, section, short_name, table, tiles, write_text
 from studies.results import TrialRecord, readable_seconds, summarise, varied_values
 from studies.text import readable_value, shortened
+from studies.timeline import runs_of
 
 TOP = 10
 """Trials in the table of the best."""
@@ -108,7 +109,8 @@ def _top(found: Findings, _: Figures) -> str:
         for item in found.ranked[:TOP]:
             values = varied_values(item, found.config)
             reached = [str(item.number), f"{item.value or 0:.2%}"]
-            took = readable_seconds(item.seconds or 0.0)
+            runs = runs_of(item, found.now)
+            took = readable_seconds(sum((run.ended - run.started).total_seconds() for run in runs))
             rows.append(
                 [*reached, took, *(readable_value(values.get(name, "")) for name in found.varied)]
             )
@@ -235,7 +237,7 @@ def _timeline(found: Findings, drawn: Figures) -> str:
 def _cost(found: Findings, _: Figures) -> str:
     paid = found.cost
     devices = sorted({item.device for item in found.records if item.device})
-    hours = "CPU hours" if all(device == "cpu" for device in devices) else "GPU hours"
+    hours = "CPU hours" if devices == ["cpu"] else "GPU hours" if devices else "hours"
     would = paid.epochs - paid.repeated_epochs + paid.pruned_epochs
     spared = f" ({paid.pruned_epochs / would:.0%})" if would else ""
     known = paid.seconds + paid.idle_seconds
@@ -271,7 +273,8 @@ def _reproduce(found: Findings, _: Figures) -> str:
     with_replay = ""
     if found.ranked and config.trial.objective == DEFAULT_OBJECTIVE:
         commands.insert(1, f"hpsearch replay {name} --trial {found.ranked[0].number}")
-        with_replay = "replay trains the best trial again, on a CPU to the same curve bit for bit; "
+        same = ", to the same curve bit for bit" if found.ranked[0].device == "cpu" else ""
+        with_replay = f"replay trains the best trial again{same}; "
     rows = [
         *([package, version] for package, version in found.versions.items()),
         ["digest of the images", found.data_digest],
