@@ -118,7 +118,7 @@ def _front_matter(
             "    metrics:",
         ]
     for kind, what, value in measured:
-        lines += [f"    - type: {kind}", f"      value: {value:.6f}", f"      name: {quoted(what)}"]
+        lines += [f"    - type: {kind}", f"      value: {value!r}", f"      name: {quoted(what)}"]
     return [*lines, "---"]
 
 
