@@ -127,16 +127,29 @@ def run_study(
     checkpoints = open_checkpoints(prepared.opened, options.root, options.checkpoints)
     announce(launcher.console, prepared, storage.url)
     launcher.interruptions.install()
-    try:
+
+    def search() -> int:
         troubles: list[str] = []
         if not is_spent(prepared.opened):
             troubles = run_workers(launcher, prepared.opened, config.data.source)
         return _finish(launcher, prepared, checkpoints, troubles)
+
+    return unless_stopped(launcher, search)
+
+
+def unless_stopped(launcher: Launcher, work: Callable[[], int]) -> int:
+    """The exit code of the work; of an interruption, if the storage is lost after it.
+
+    Raises:
+        StorageLost: nobody has interrupted.
+    """
+    try:
+        return work()
     except StorageLost as error:
         if not launcher.interruptions.received:
             raise
         logger.warning("%s", error)
-        return _stopped(launcher)
+        return stopped(launcher)
 
 
 def is_spent(opened: OpenedStudy) -> bool:
@@ -309,7 +322,7 @@ def _finish(
     for trouble in troubles:
         console.print(trouble, style="red")
     if interruptions.received:
-        return _stopped(launcher)
+        return stopped(launcher)
     if summary.best is None:
         console.print("no trial is complete, so there is no model to export")
         return 1
@@ -320,7 +333,8 @@ def _finish(
     return 1 if troubles else 0
 
 
-def _stopped(launcher: Launcher) -> int:
+def stopped(launcher: Launcher) -> int:
+    """Say how to continue; the exit code."""
     launcher.console.print(f"stopped; to continue: {launcher.options.command}")
     return launcher.interruptions.exit_code
 

@@ -6,7 +6,15 @@ from search.confirm import Retraining, judge, missing, plan, prepare_confirmatio
 from search.export import any_device
 from search.objective import load_objective
 from search.prepare import Prepared, join
-from search.run import DEFAULT_OPTIONS, Launcher, RunOptions, announce, run_workers
+from search.run import (
+    DEFAULT_OPTIONS,
+    Launcher,
+    RunOptions,
+    announce,
+    run_workers,
+    stopped,
+    unless_stopped,
+)
 from search.run_export import export_confirmed
 from search.stop import signals_as_before
 from search.terminal import SafeConsole
@@ -53,25 +61,28 @@ def confirm_study(
     checkpoints = open_checkpoints(prepared.opened, options.root, options.checkpoints)
     announce(launcher.console, prepared, storage.url)
     launcher.interruptions.install()
-    troubles: list[str] = []
-    if missing(prepared.opened, retrainings):
-        here = source or prepared.opened.config.data.source
-        troubles = run_workers(launcher, prepared.opened, here)
-    for trouble in troubles:
-        launcher.console.print(trouble, style="red")
-    if launcher.interruptions.received:
-        launcher.console.print(f"stopped; to continue: {options.command}")
-        return launcher.interruptions.exit_code
-    lacking = launcher.patience.call(lambda: missing(prepared.opened, retrainings))
-    if lacking:
-        launcher.console.print(
-            f"{lacking} of {len(retrainings)} retrainings failed; to repeat them: "
-            f"{options.command}",
+
+    def retrain() -> int:
+        troubles: list[str] = []
+        if missing(prepared.opened, retrainings):
+            here = source or prepared.opened.config.data.source
+            troubles = run_workers(launcher, prepared.opened, here)
+        for trouble in troubles:
+            launcher.console.print(trouble, style="red")
+        if launcher.interruptions.received:
+            return stopped(launcher)
+        lacking = launcher.patience.call(lambda: missing(prepared.opened, retrainings))
+        if lacking:
+            launcher.console.print(
+                f"{lacking} of {len(retrainings)} retrainings failed; to repeat them: "
+                f"{options.command}",
+            )
+            return 1
+        return _finish_confirmation(
+            launcher.console, searched.opened, prepared, checkpoints, options, retrainings
         )
-        return 1
-    return _finish_confirmation(
-        launcher.console, searched.opened, prepared, checkpoints, options, retrainings
-    )
+
+    return unless_stopped(launcher, retrain)
 
 
 def _finish_confirmation(

@@ -240,37 +240,36 @@ class Worker:
         self.checkpoints.tidy(partial(self.storage.outlines, study_id, best=keep), keep)
 
     def _tell(self, trial: Trial, outcome: Outcome) -> None:
-        number, known = trial.number, trial._cached_frozen_trial
-        end = outcome.end.name.lower()
-        note = trial_note(known, self.opened.config, self._origin(trial), end)
+        number = trial.number
         best = max(outcome.accuracies, default=0.0)
         epochs = len(outcome.accuracies)
         if outcome.end is End.COMPLETE:
-            self._end(trial, TrialState.COMPLETE, best, note)
+            self._end(trial, TrialState.COMPLETE, best, outcome.end)
             logger.info("trial %d: complete, best validation accuracy %.2f%%", number, 100 * best)
         elif outcome.end is End.PRUNED:
-            self._end(trial, TrialState.PRUNED, outcome.accuracies[-1], note)
+            self._end(trial, TrialState.PRUNED, outcome.accuracies[-1], outcome.end)
             logger.info("trial %d: pruned after epoch %d at %.2f%%", number, epochs, 100 * best)
         elif outcome.end is End.DIVERGED:
             # In Optuna's terms pruned: it was stopped early and the search can learn from it.
             last = outcome.accuracies[-1] if outcome.accuracies else None
-            self._end(trial, TrialState.PRUNED, last, note)
+            self._end(trial, TrialState.PRUNED, last, outcome.end)
             logger.info("trial %d: diverged: %s", number, outcome.reason)
         elif outcome.end is End.FAILED:
-            self._end(trial, TrialState.FAIL, None, note)
+            self._end(trial, TrialState.FAIL, None, outcome.end)
             logger.error("trial %d: failed: %s", number, outcome.reason)
         else:
             self.storage.hand_back(trial._trial_id)
             logger.info("trial %d: interrupted after epoch %d, handed back", number, epochs)
 
-    def _end(self, trial: Trial, state: TrialState, value: float | None, note: str) -> None:
+    def _end(self, trial: Trial, state: TrialState, value: float | None, end: End) -> None:
         """As `Study.tell`, which first reads twice what is known here."""
         if state == TrialState.PRUNED and value is not None and math.isnan(value):
             # As Optuna has it, a pruned trial's value is its last report, if that is a number.
             value = None
-        study = self.opened.study
+        study, known = self.opened.study, trial._cached_frozen_trial
         values = None if value is None else [value]
-        study.sampler.after_trial(study, trial._cached_frozen_trial, state, values)
+        study.sampler.after_trial(study, known, state, values)
+        note = trial_note(known, self.opened.config, self._origin(trial), end.name.lower())
         self.storage.end(trial._trial_id, state, value, note)
 
 

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ import sqlalchemy
 from optuna.distributions import distribution_to_json
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
-from playwright.sync_api import Browser, Error, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Error, Page, expect
 
 from search.draw import draw
 from search.space import make_space
@@ -31,25 +30,8 @@ from tests.conftest import HPSEARCH
 
 Hpsearch = Callable[..., subprocess.CompletedProcess[str]]
 
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chrome")
-
 SLOWEST_SECONDS = 10.0
 """Until the first figure is drawn, on a machine that has other things to do; else it takes 2."""
-
-# In CI a missing browser must not pass for a tested dashboard.
-pytestmark = pytest.mark.skipif(
-    BROWSER is None and "CI" not in os.environ, reason="needs Chromium (Debian: chromium)"
-)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(
-            executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"]
-        )
-        yield started
-        started.close()
 
 
 @pytest.fixture

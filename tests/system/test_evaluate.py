@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -16,7 +15,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from data.corrupt import CORRUPTIONS, SEVERITIES, corrupted
 from data.dataset import Dataset, load_dataset
@@ -37,14 +36,7 @@ from tests.system.trained import EPOCHS, PARAMETERS, SECONDS, trained_study
 
 Hpsearch = Callable[..., subprocess.CompletedProcess[str]]
 
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chrome")
-
 CPU = torch.device("cpu")
-
-# In CI a missing browser must not pass for a tested page.
-pytestmark = pytest.mark.skipif(
-    BROWSER is None and "CI" not in os.environ, reason="needs Chromium (Debian: chromium)"
-)
 
 SECTIONS = (
     *("summary", "confusion", "classes", "calibration", "robustness"),
@@ -57,16 +49,6 @@ PHONE: dict[str, Any] = {
     "has_touch": True,
     "color_scheme": "dark",
 }
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"]
-        )
-        yield browser
-        browser.close()
 
 
 def opened(browser: Browser, file: Path, options: dict[str, Any]) -> Page:

@@ -1,14 +1,12 @@
 """The report as a person sees it: written by the real command, opened in a real browser."""
 
 import json
-import os
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from studies.report import report_page
 from studies.storage import open_storage
@@ -26,27 +24,22 @@ from tests.studies.trials import found
 
 Hpsearch = Callable[..., subprocess.CompletedProcess[str]]
 
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chrome")
 PICTURE = "<img src=x onerror=alert(2)>"
 
 
 @pytest.fixture
-def page() -> Iterator[Page]:
+def page(browser: Browser) -> Iterator[Page]:
     """A page without a network; at the end it must have had no error, dialog or request."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"]
-        )
-        context = browser.new_context(offline=True, viewport={"width": 800, "height": 600})
-        page = context.new_page()
-        wrong: list[str] = []
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
-        page.on("dialog", lambda dialog: wrong.append(dialog.message))
-        page.on("request", lambda request: wrong.append(request.url))
-        yield page
-        assert wrong == [page.url]
-        browser.close()
+    context = browser.new_context(offline=True, viewport={"width": 800, "height": 600})
+    page = context.new_page()
+    wrong: list[str] = []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
+    page.on("dialog", lambda dialog: wrong.append(dialog.message))
+    page.on("request", lambda request: wrong.append(request.url))
+    yield page
+    assert wrong == [page.url]
+    context.close()
 
 
 def hover_text(page: Page, place: str, trace: str) -> str:
@@ -64,9 +57,6 @@ def hover_text(page: Page, place: str, trace: str) -> str:
 
 
 # In CI a missing browser must not pass for a tested report.
-@pytest.mark.skipif(
-    BROWSER is None and "CI" not in os.environ, reason="needs Chromium (Debian: chromium)"
-)
 def test_the_command_writes_a_page_that_shows_the_study(
     hpsearch: Hpsearch, page: Page, tmp_path: Path
 ) -> None:
