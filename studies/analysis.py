@@ -1,7 +1,7 @@
 """What the trials of a study say of its search space, and how the best was found; in numbers."""
 
 import math
-import warnings
+from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,7 +15,6 @@ from optuna.trial import FrozenTrial, TrialState
 
 from studies.config import Parameter, Range, Scalar, StudyConfig, is_fixed, is_same
 from studies.results import TrialRecord, record
-from studies.storage import quiet_optuna
 from studies.timeline import epochs_trained, runs_of
 
 FEWEST_FOR_IMPORTANCE = 10
@@ -69,50 +68,71 @@ def progress(records: Sequence[TrialRecord]) -> list[Step]:
     return steps
 
 
+def result(item: TrialRecord) -> float | None:
+    """What a trial has shown its parameters to be worth: what it reached, complete or pruned.
+
+    None of one that runs, waits, failed or diverged, or reached no number.
+    """
+    known = item.value is not None and math.isfinite(item.value)
+    return item.value if known and item.state in ("complete", "pruned") else None
+
+
 def importances(trials: Sequence[FrozenTrial], names: Container[str]) -> dict[str, float]:
     """How much each parameter that varies decides whether a trial is among the best; they add up
-    to 1, the largest first. Empty if there are too few trials.
+    to 1, the largest first. Empty if there are too few trials, or hardly any is above the worst.
 
     PED-ANOVA compares where the best trials are with where all are. It needs to know of a pruned
     trial no more than that it is not among the best, for which what it had reached will do; and it
-    takes no random forest (as fANOVA does) and hardly any time.
+    takes no random forest (as fANOVA does) and hardly any time. Nor is one that diverged among the
+    best, whatever it had reached.
 
     Args:
         names: of the parameters that are looked at.
     """
-    finished = [
-        (trial, record(trial).value)
-        for trial in trials
-        if trial.state in (TrialState.COMPLETE, TrialState.PRUNED) and trial.params
-    ]
-    values = [value for _, value in finished if value is not None and math.isfinite(value)]
-    known = [
+    known = _of_one_space(trials, names)
+    results = [result(record(trial)) for trial in known]
+    values = [value for value in results if value is not None]
+    if len(known) < FEWEST_FOR_IMPORTANCE or not values:
+        return {}
+    below = min(values) - 1
+    ranked = sorted((below if value is None else value for value in results), reverse=True)
+    best = max(0.1, FEWEST_BEST / len(known))
+    if ranked[math.ceil(best * len(known)) - 1] == ranked[-1]:
+        return {}
+    storage = optuna.storages.InMemoryStorage()
+    storage.create_new_study([StudyDirection.MAXIMIZE], "all")
+    study = optuna.load_study(study_name="all", storage=storage)
+    study.add_trials(
         optuna.trial.create_trial(
             params=trial.params,
             distributions=trial.distributions,
-            # One that diverged in its first epoch is not among the best either.
-            value=value if value is not None and math.isfinite(value) else min(values) - 1,
+            value=below if value is None else value,
         )
-        for trial, value in finished
-        if values
+        for trial, value in zip(known, results, strict=True)
+    )
+    varied = [
+        name
+        for name, distribution in known[0].distributions.items()
+        if name in names and not distribution.single()
     ]
-    if len(known) < FEWEST_FOR_IMPORTANCE:
-        return {}
-    evaluator = PedAnovaImportanceEvaluator(target_quantile=max(0.1, FEWEST_BEST / len(known)))
-    with quiet_optuna(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Of all trials being equal: so are then the importances.
-        storage = optuna.storages.InMemoryStorage()
-        storage.create_new_study([StudyDirection.MAXIMIZE], "all")
-        study = optuna.load_study(study_name="all", storage=storage)
-        study.add_trials(known)
-        varied = {
-            name
-            for trial in known
-            for name, distribution in trial.distributions.items()
-            if name in names and not distribution.single()
-        }
-        found = get_param_importances(study, evaluator=evaluator, params=sorted(varied))
+    evaluator = PedAnovaImportanceEvaluator(target_quantile=best)
+    found = get_param_importances(study, evaluator=evaluator, params=varied)
     return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _of_one_space(trials: Sequence[FrozenTrial], names: Container[str]) -> list[FrozenTrial]:
+    """The trials that have ended, not failed, but for those of another space than most.
+
+    Somebody may have added these. Optuna would warn, and what keeps a warning back is not safe in
+    a thread.
+    """
+    ended = [
+        (trial, frozenset(item for item in trial.distributions.items() if item[0] in names))
+        for trial in trials
+        if trial.state in (TrialState.COMPLETE, TrialState.PRUNED) and trial.params
+    ]
+    spaces = Counter(space for _, space in ended).most_common(1)
+    return [trial for trial, space in ended if space == spaces[0][0]]
 
 
 def varied_parameters(config: StudyConfig, importance: Mapping[str, float]) -> list[str]:
@@ -124,15 +144,14 @@ def varied_parameters(config: StudyConfig, importance: Mapping[str, float]) -> l
 def with_result(
     records: Sequence[TrialRecord], config: StudyConfig, names: Sequence[str]
 ) -> list[TrialRecord]:
-    """The trials that have reached something with a value of each of these parameters.
+    """The trials that have a result and a value of each of these parameters.
 
     A value that the space does not have, as somebody else may have stored it, is none.
     """
     return [
         item
         for item in records
-        if item.value is not None
-        and math.isfinite(item.value)
+        if result(item) is not None
         and all(_is_in(config.space[name], item.parameters.get(name)) for name in names)
     ]
 

@@ -141,22 +141,25 @@ def _learning_curves(found: Findings, drawn: Figures) -> str:
 
 
 def _importance(found: Findings, drawn: Figures) -> str:
-    content = f"It takes {FEWEST_FOR_IMPORTANCE} trials with a result, and a parameter that varies."
+    content = (
+        f"It takes {FEWEST_FOR_IMPORTANCE} trials that ended, of different results, and a "
+        "parameter that varies."
+    )
     if found.importances:
         most = dict(list(found.importances.items())[:MOST_PARAMETERS])
         content = place(drawn, "importances", figures.importance_bars(most))
     return section(
         "importance",
         "Importance of the parameters",
-        "How much each decides whether a trial is among the best (PED-ANOVA, over pruned trials "
-        "too): what is near zero may be held fixed in the next study.",
+        "How much each decides whether a trial is among the best (PED-ANOVA, over pruned and "
+        "diverged trials too): what is near zero may be held fixed in the next study.",
         content,
     )
 
 
 def _slices(found: Findings, drawn: Figures) -> str:
     best = found.ranked[0] if found.ranked else None
-    content = "No trial has a result yet, or no parameter varies."
+    content = "No trial is complete or pruned yet, or no parameter varies."
     if found.varied and with_result(found.records, found.config, []):
         places = [
             place(
@@ -171,7 +174,8 @@ def _slices(found: Findings, drawn: Figures) -> str:
         "slices",
         "Each parameter",
         "Look where the highest points are (the star is the best trial): at the edge of a range, "
-        "widen it. Of pruned trials, grey, it is what they had reached.",
+        "widen it. Of pruned trials, grey, it is what they had reached; those that run, failed or "
+        "diverged are left out, here and in the two sections below.",
         content,
     )
 
@@ -191,7 +195,7 @@ def _pair(found: Findings, drawn: Figures) -> str:
 
 
 def _parallel_coordinates(found: Findings, drawn: Figures) -> str:
-    content, names = "No trial has a result yet, or no parameter varies.", found.varied
+    content, names = "No trial is complete or pruned yet, or no parameter varies.", found.varied
     if names and with_result(found.records, found.config, names[:MOST_PARAMETERS]):
         figure = space_figures.parallel_coordinates(
             found.records, found.config, names[:MOST_PARAMETERS]

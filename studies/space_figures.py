@@ -25,9 +25,10 @@ FEW_TICKS = 6
 def parameter_slice(
     records: Sequence[TrialRecord], config: StudyConfig, name: str, best: TrialRecord | None
 ) -> go.Figure:
-    """What trials have reached over one parameter; pruned ones faint."""
+    """What trials have reached over one parameter; pruned ones faint. Here and in the other
+    figures of the space are the trials `with_result`."""
     figure = new_figure(label(name), None, height=270)
-    for state, opacity in (("pruned", 0.4), ("running", 0.8), ("complete", 0.7)):
+    for state, opacity in (("pruned", 0.4), ("complete", 0.7)):
         known = [
             item
             for item in with_result(records, config, [name])

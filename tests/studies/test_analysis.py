@@ -1,5 +1,7 @@
 import math
 import random
+import warnings
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from studies.analysis import (
     varied_parameters,
 )
 from studies.config import parse_study
+from studies.results import DIVERGED
 from tests.benchmarks.curves import SPACE, read_table, table_space
 from tests.studies.trials import CONFIG, SMALL, trial
 
@@ -97,6 +100,49 @@ def test_trials_that_diverged_at_once_say_where_not_to_be() -> None:
     assert importances(trials, space)["x"] > 0.9
 
 
+def of_two_choices(values: Sequence[float]) -> list[FrozenTrial]:
+    """Complete trials, alternately of each choice."""
+    space: dict[str, BaseDistribution] = {"x": CategoricalDistribution(["a", "b"])}
+    return [
+        create_trial(params={"x": "ab"[index % 2]}, distributions=space, value=value)
+        for index, value in enumerate(values)
+    ]
+
+
+def test_one_that_diverged_is_not_among_the_best_whatever_it_had_reached() -> None:
+    space: dict[str, BaseDistribution] = dict.fromkeys("xy", FloatDistribution(0, 1))
+
+    def trials(diverged: bool) -> list[FrozenTrial]:
+        """One half is good by a large y; the other came further by a large x, and diverged."""
+        return [
+            create_trial(
+                params={"x": index / 40, "y": index * 7 % 40 / 40},
+                distributions=space,
+                state=TrialState.PRUNED,
+                intermediate_values={1: index * 7 % 40 / 40 if index < 20 else 1 + index / 40},
+                user_attrs={DIVERGED: "NaN"} if diverged and index >= 20 else {},
+            )
+            for index in range(40)
+        ]
+
+    assert next(iter(importances(trials(diverged=False), space))) == "x"
+    assert next(iter(importances(trials(diverged=True), space))) == "y"
+
+
+def test_importance_needs_no_warning_to_be_kept_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What keeps one back changes the whole process, and this is done in a thread."""
+    with monkeypatch.context() as patched:  # Pytest itself catches warnings, too.
+        patched.setattr(warnings, "catch_warnings", None)
+        patched.setattr(warnings, "warn", lambda text, *_, **__: pytest.fail(str(text)))
+        assert importances(of_two_choices([0.5] * 12), ["x"]) == {}, "all are equal"
+        assert importances(of_two_choices([0.9] * 4 + [0.5] * 8), ["x"]) == {}
+        assert importances(of_two_choices([0.9] * 5 + [0.5] * 7), ["x"]) == {"x": 1.0}
+        space: dict[str, BaseDistribution] = {"x": FloatDistribution(0, 1)}
+        other = create_trial(params={"x": 0.5}, distributions=space, value=0.5)
+        assert importances([other, *of_two_choices([0.1, 0.9] * 5)], ["x"]) == {"x": 1.0}
+        assert importances([other, *of_two_choices([0.1, 0.9] * 4)], ["x"]) == {}
+
+
 def test_a_parameter_that_the_study_does_not_know_is_left_out() -> None:
     assert list(importances(curves(pruned=False), ["dropout", "depth"])) == ["dropout"]
 
@@ -159,7 +205,15 @@ def test_between_choices_there_is_nothing() -> None:
     assert found.values[0] == [None, None], "no trial is near the smallest rate"
 
 
-def test_trials_without_a_number_are_no_part_of_it() -> None:
-    assert surface([trial(0, "failed", math.nan)], CONFIG, ("rate", "decay")) is None
+def test_trials_without_a_result_are_no_part_of_it() -> None:
+    shown = [trial(0, "complete", 0.2), trial(1, "pruned", 0.6)]
+    others = [trial(2, state, 0.9) for state in ("running", "waiting", "failed", "diverged")]
+    others += [trial(3, "complete", math.inf), trial(4, "pruned", math.nan)]
+    names = ("rate", "decay")
+    assert surface([*others, *shown], CONFIG, names) == surface(shown, CONFIG, names)
+    assert surface(others, CONFIG, names) is None
+
+
+def test_what_the_study_does_not_vary_is_asked_of_its_file() -> None:
     own = parse_study({"name": "a", "space": {"x": [1, 2]}, "budget": {"trials": 1}}, "a")
     assert varied_parameters(own, {}) == ["x"]

@@ -86,6 +86,20 @@ def test_hostile_names_stay_within_the_front_matter_s_strings() -> None:
     assert found["model-index"][0]["results"][0]["dataset"]["name"] == shown
 
 
+def test_what_a_data_set_is_called_is_shown_as_it_is_in_the_text() -> None:
+    hostile = "<img src=x onerror=alert(1)> [x](http://evil) ![y](z) `a` | **b**\n\n# c\n---\nd: e"
+    data = {**DESCRIPTION["data"], "source": hostile}
+    text = model_card({**DESCRIPTION, "data": data}, "best")
+    _, front, body = text.split("---\n", maxsplit=2)
+    assert yaml.safe_load(front) == front_matter(text)
+    assert "d" not in front_matter(text), "no key of its own"
+    (line,) = [line for line in body.splitlines() if "evil" in line]
+    assert line.endswith(
+        "found by hpsearch on &lt;img src=x onerror=alert(1)&gt; \\[x\\](http://evil) "
+        "!\\[y\\](z) \\`a\\` \\| \\*\\*b\\*\\* # c --- d: e."
+    )
+
+
 def test_the_text_says_how_good_it_is_and_how_to_use_it() -> None:
     text = model_card(DESCRIPTION, "best")
     assert "test (never seen by the search) | 70.00%" in text

@@ -79,6 +79,16 @@ def test_a_gap_parts_the_curves_of_one_state_and_one_epoch_is_a_point() -> None:
     assert (lines.mode, single.mode, points(single)) == ("lines", "markers", [(1, 1, 0.3)])
 
 
+def test_a_trial_that_waits_after_some_epochs_has_its_curve_and_stands_out() -> None:
+    """It was handed back, or its worker was lost: see `SMALL` for one that has not begun."""
+    figure = learning_curves([*SMALL, trial(7, "waiting", 0.2, 0.3)], BEST, BASELINE)
+    shown = traces(figure)["waiting"]
+    assert points(shown) == [(7, 1, 0.2), (7, 2, 0.3)]
+    assert shown.opacity > traces(figure)["pruned"].opacity
+    colors = {trace.line.color for trace in figure.data if trace.name != "waiting"}
+    assert shown.line.color not in colors
+
+
 def test_of_a_long_curve_the_ends_and_the_best_stay() -> None:
     accuracies = [epoch / 1000 for epoch in range(500)]
     accuracies[123] = 0.9
@@ -132,6 +142,7 @@ def test_a_slice_shows_what_each_trial_reached_over_a_parameter() -> None:
     assert points(shown["complete"]) == [(0, 0.01, 0.4)]
     assert points(shown["pruned"]) == [(1, 0.5, 0.25)]
     assert points(shown["best"]) == [(2, 0.05, 0.7)]
+    assert len(shown) == 3, "those that run, failed or diverged are left out"
     assert figure.layout.xaxis.type == "log"
     low, high = figure.layout.xaxis.range
     assert low < math.log10(0.001) < math.log10(1.0) < high, "the edges of the space are seen"
@@ -159,13 +170,13 @@ def test_the_pair_is_a_contour_between_numbers_and_else_a_map(second: str, kind:
     assert sorted(numbers) == [0, 1, 2]
 
 
-def test_parallel_coordinates_have_a_line_for_each_trial_that_reached_something() -> None:
+def test_parallel_coordinates_have_a_line_for_each_trial_with_a_result() -> None:
     (lines,) = parallel_coordinates(SMALL, CONFIG, ["rate", "optimizer"]).data
     rate, optimizer, accuracy = lines.dimensions
     reached = sorted(
         (item.value, math.log10(item.parameters["rate"]), item.parameters["optimizer"])
         for item in SMALL
-        if item.value is not None
+        if item.state in ("complete", "pruned")
     )
     assert list(accuracy["values"]) == [value for value, _, _ in reached]
     assert list(rate["values"]) == pytest.approx([where for _, where, _ in reached], rel=1e-3)

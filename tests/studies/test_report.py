@@ -121,7 +121,8 @@ def test_every_section_is_there_whatever_the_study(study: Any) -> None:
 def test_what_cannot_be_said_yet_is_said_in_words() -> None:
     text = report_page(none_finished())
     assert text.count("No trial is complete yet.") == 2
-    assert set(data_of(text)["figures"]) == {"curves", "slice-0", "parallel", "runs"}
+    assert text.count("No trial is complete or pruned yet, or no parameter varies.") == 2
+    assert set(data_of(text)["figures"]) == {"curves", "runs"}
     assert data_of(report_page(none_begun()))["figures"] == {}
 
 
