@@ -40,6 +40,7 @@ class Subject:
     """A model to evaluate."""
 
     name: str
+    """No other of the same evaluation has it."""
     classifier: Classifier
     description: Mapping[str, Any]
     """Its `trial.json`."""

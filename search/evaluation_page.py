@@ -158,7 +158,7 @@ def _robustness(shown: Shown) -> str:
     plain = [item.test.plain for item in shown.evaluations]
     cards = []
     for number, corruption in enumerate(CORRUPTIONS):
-        curves = {_distinct(shown, item): item.robustness[corruption] for item in shown.evaluations}
+        curves = {item.subject.name: item.robustness[corruption] for item in shown.evaluations}
         worse = [
             corrupted(shown.image.pixels[None], corruption, severity, SEED)[0]
             for severity in SEVERITIES
@@ -181,16 +181,8 @@ def _robustness(shown: Shown) -> str:
     )
 
 
-def _distinct(shown: Shown, item: Evaluation) -> str:
-    """The model's name; of two with the same one, also which it is."""
-    names = [other.subject.name for other in shown.evaluations]
-    if len(set(names)) == len(names):
-        return item.subject.name
-    return f"{item.subject.name} ({1 + shown.evaluations.index(item)})"
-
-
 def _convergence(shown: Shown) -> str:
-    curves = {_distinct(shown, item): item.curve for item in shown.evaluations}
+    curves = {item.subject.name: item.curve for item in shown.evaluations}
     header = ["", *(f"epochs to {share:.0%}" for share in CONVERGED), "last accuracy"]
     rows = [
         [name, *(str(epochs_to(curve, share)) for share in CONVERGED), f"{curve[-1]:.2%}"]

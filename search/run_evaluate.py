@@ -73,7 +73,10 @@ def evaluate_models(
     reason = unwritable(folder)
     if reason:
         raise UserError(f"{folder}: {reason}")
-    subjects = [_subject(model, root, place, source) for model in models]
+    subjects = [
+        _subject(model, name, root, place, source)
+        for model, name in zip(models, _names(models), strict=True)
+    ]
     dataset = load_dataset(source or subjects[0].description["data"]["source"], root)
     for subject in subjects:
         _check_data(subject, dataset)
@@ -105,17 +108,33 @@ def _beside(model: Path | OpenedStudy) -> Path:
     return directory.with_name(f"{directory.name}-evaluation")
 
 
+def _names(models: Sequence[Path | OpenedStudy]) -> list[str]:
+    """How each model is called: by no more of its path than tells it from the other.
+
+    If nothing does, as of one that is compared with itself, by its place.
+    """
+    paths = [
+        model.resolve().parts if isinstance(model, Path) else (model.config.name,)
+        for model in models
+    ]
+    for length in range(1, 1 + max(map(len, paths))):
+        names = [str(Path(*parts[-length:])) for parts in paths]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{parts[-1]} ({number})" for number, parts in enumerate(paths, start=1)]
+
+
 def _subject(
-    model: Path | OpenedStudy, root: Path, place: str | None, source: str | None
+    model: Path | OpenedStudy, name: str, root: Path, place: str | None, source: str | None
 ) -> Subject:
     """A model with its description. That of a study is what `hpsearch export` would write."""
     if isinstance(model, Path):
-        return _loaded(model.resolve().name, model)
-    name, objective = model.config.name, model.config.trial.objective
+        return _loaded(name, model)
+    objective = model.config.trial.objective
     if objective != DEFAULT_OBJECTIVE:
         raise UserError(
-            f"study {name!r} runs {objective!r}: only models of {DEFAULT_OBJECTIVE!r} can be "
-            "evaluated"
+            f"study {model.config.name!r} runs {objective!r}: only models of "
+            f"{DEFAULT_OBJECTIVE!r} can be evaluated"
         )
     with tempfile.TemporaryDirectory() as directory:
         folder = Path(directory) / "model"

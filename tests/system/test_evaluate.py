@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -25,7 +26,7 @@ from model.evaluate import normalise
 from model.exported import load
 from search.evaluate import SEED, STEPS, ChosenImage, Evaluation, Subject, as_document, evaluate
 from search.evaluation_page import evaluation_page
-from search.run_evaluate import Evaluated, evaluate_models
+from search.run_evaluate import Evaluated, _names, evaluate_models, in_a_line
 from search.run_export import export_study
 from studies.config import parse_study
 from studies.ownership import OwnedStorage
@@ -343,6 +344,46 @@ def test_an_export_and_a_study_side_by_side(
     # The image, and the stem and the stages, of each.
     assert page.locator("#features img").count() == 2 * 6
     assert page.locator("#features").get_by_text("0.png").first.is_visible()
+
+
+def test_two_models_of_one_folder_name_are_told_apart(
+    place: Place, found: Found, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def known(subject: Subject, *_: Any) -> Evaluation:
+        return replace(found.evaluation, subject=subject)
+
+    monkeypatch.setattr("search.run_evaluate.evaluate", known)
+    for folder in ("old", "new"):
+        shutil.copytree(place.best, tmp_path / folder / "best")
+    monkeypatch.chdir(tmp_path / "old")
+    evaluated = place.run(Path("best"), Path("../new/best"), output=Path("compared"))
+    names = ["old/best", "new/best"]
+    document = json.loads((evaluated.page.parent / "evaluation.json").read_text())
+    assert [model["name"] for model in document["models"]] == names
+    assert all(f"{name}: test accuracy" in in_a_line(evaluated.evaluations) for name in names)
+    text = evaluated.page.read_text()
+    assert "<title>old/best and new/best</title>" in text
+    curves = re.findall(r'"name":"([^"]*/best)"', text)
+    assert curves == names * (len(CORRUPTIONS) + 1), "each has a line in each figure"
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        (["a/best"], ["best"]),
+        (["a/best", "b/final"], ["best", "final"]),
+        (["a/x/best", "b/x/best"], ["a/x/best", "b/x/best"]),
+        (["a/best", "a/b/best"], ["a/best", "b/best"]),
+        (["a/flowers", "flowers"], ["a/flowers", "flowers"]),
+        (["a/best", "a/../a/best"], ["best (1)", "best (2)"]),
+    ],
+)
+def test_as_much_of_a_path_is_said_as_tells_models_apart(
+    place: Place, tmp_path: Path, given: Sequence[str], names: Sequence[str]
+) -> None:
+    study = open_study("flowers", place.storage)
+    models = [study if item == "flowers" else tmp_path / item for item in given]
+    assert _names(models) == names
 
 
 def test_what_a_class_is_called_is_shown_and_not_run_on_a_phone_too(
