@@ -2,8 +2,11 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+
+from optuna.trial import TrialState
 
 from search.export import baseline_record
 from studies.artifacts import study_rows, trial_rows
@@ -13,7 +16,10 @@ from studies.patience import reason
 from studies.study import OpenedStudy
 
 PAUSE_SECONDS = 60.0
+LONGEST_DRAWING_SECONDS = 30.0
+"""That a worker waits for at its end: thirty times what the figures of 300 trials take."""
 LONGEST_JOIN_SECONDS = 1.0
+LOOK_SECONDS = 0.1
 
 logger = logging.getLogger(__name__)
 
@@ -26,10 +32,17 @@ def draw(
 ) -> None:
     """Draw the study's figures and offer its best weights, if it is for this process to do so.
 
+    Who fails at it has had its turn: it is the next one's when another trial has ended.
+
     Args:
-        pause_seconds: since they were drawn last, by whomever.
+        pause_seconds: since they were drawn last, by whomever. 0 at the worker's end: then it is
+            for the last of all workers that have a trial.
     """
     study_id = opened.study._study_id
+    if pause_seconds == 0 and any(
+        trial.state == TrialState.RUNNING for trial in storage.open_trials(study_id)[1]
+    ):
+        return
     if not storage.take_turn(study_id, pause_seconds):
         return
     from studies.shown import figure_rows  # Plotly takes a second to be imported.
@@ -49,15 +62,16 @@ def draw(
 
 @contextmanager
 def drawn_now_and_then(
-    draw: Callable[[float], None], at_the_end: Callable[[], bool]
+    draw: Callable[[float], None], may_wait: Callable[[], bool]
 ) -> Iterator[None]:
-    """Draw in a thread, and once more at the end if there is news then.
+    """Draw in a thread, and once more at the end if there is time for it.
 
     Args:
         draw: given the pause since the last time.
-        at_the_end: whether there is time for it.
+        may_wait: whether there is; asked until it is drawn, so that whoever stops the worker need
+            not wait.
     """
-    ended = threading.Event()
+    ended, finished = threading.Event(), threading.Event()
 
     def attempt(pause_seconds: float) -> None:
         with _at_most_warning("the dashboard's figures could not be drawn"):
@@ -66,13 +80,19 @@ def drawn_now_and_then(
     def now_and_then() -> None:
         while not ended.wait(PAUSE_SECONDS):
             attempt(PAUSE_SECONDS)
+        if finished.is_set():
+            attempt(0.0)
 
     thread = threading.Thread(target=now_and_then, name="drawing", daemon=True)
     thread.start()
     try:
         yield
-        if at_the_end():
-            attempt(0.0)
+        if may_wait():
+            finished.set()
+            ended.set()
+            latest = time.monotonic() + LONGEST_DRAWING_SECONDS
+            while thread.is_alive() and may_wait() and time.monotonic() < latest:
+                thread.join(LOOK_SECONDS)
     finally:
         ended.set()
         thread.join(LONGEST_JOIN_SECONDS)
