@@ -17,7 +17,7 @@ from studies.study import OpenedStudy
 
 PAUSE_SECONDS = 60.0
 LONGEST_DRAWING_SECONDS = 30.0
-"""That a worker waits for at its end: thirty times what the figures of 300 trials take."""
+"""That a worker waits for at its end; of 300 trials the first takes 3, on a busy machine."""
 LONGEST_JOIN_SECONDS = 1.0
 LOOK_SECONDS = 0.1
 
