@@ -1,18 +1,21 @@
-"""What optuna-dashboard shows of ours, drawn anew now and then by one of all workers of a study."""
+"""What optuna-dashboard shows of ours: figures, drawn anew now and then by one of all workers of a
+study, and files."""
 
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 from optuna.trial import TrialState
 
 from search.export import baseline_record
-from studies.artifacts import study_rows, trial_rows
+from studies.artifacts import EVALUATED, study_rows, trial_rows
 from studies.checkpoints import CheckpointDirectory, weights_name
 from studies.ownership import OwnedStorage
 from studies.patience import reason
+from studies.stores import Folder
 from studies.study import OpenedStudy
 
 PAUSE_SECONDS = 60.0
@@ -98,11 +101,29 @@ def drawn_now_and_then(
         thread.join(LONGEST_JOIN_SECONDS)
 
 
-def offer_export(opened: OpenedStudy, storage: OwnedStorage, names: Iterable[str]) -> None:
+def offer_export(opened: OpenedStudy, names: Iterable[str]) -> None:
     """Let the exported model's files be downloaded in the dashboard."""
     with _at_most_warning("the exported model is not offered in the dashboard"):
-        for key, value in study_rows(opened, names).items():
-            storage.set_study_system_attr(opened.study._study_id, key, value)
+        _offer(opened, names)
+
+
+def offer_evaluation(opened: OpenedStudy, root: Path, files: Mapping[str, bytes]) -> None:
+    """Keep an evaluation with the study, and let it be seen and downloaded in the dashboard.
+
+    Args:
+        root: where what a run makes is kept.
+        files: of `studies.artifacts.EVALUATION`.
+    """
+    with _at_most_warning("the evaluation is not offered in the dashboard"):
+        folder = Folder(opened.directory(root) / EVALUATED)
+        for name, content in files.items():
+            folder.write(name, content)
+        _offer(opened, files)
+
+
+def _offer(opened: OpenedStudy, names: Iterable[str]) -> None:
+    for key, value in study_rows(opened, names).items():
+        opened.storage.set_study_system_attr(opened.study._study_id, key, value)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Images and feature maps as pictures that stand in a page itself."""
+"""Images and feature maps as pictures, in files or in a page itself."""
 
 import base64
 import io
@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from plotly.colors import sequential, unlabel_rgb, validate_colors
 from torch import Tensor
+from torch.nn.functional import pad
 from torchvision.utils import make_grid
 
 TILE = 64  # pixels, the side of a feature map in a picture
@@ -16,17 +17,36 @@ COLUMNS = 8
 GAP = 4  # pixels
 
 
-def picture(image: Tensor) -> str:
-    """A uint8 image of shape (3, H, W) as the URI of a PNG."""
+def png(image: Tensor) -> bytes:
+    """A uint8 image of shape (3, H, W) as the content of a file."""
     file = io.BytesIO()
     Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).save(file, "PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return file.getvalue()
+
+
+def picture(image: Tensor) -> str:
+    """A uint8 image of shape (3, H, W) as the URI of a PNG."""
+    return f"data:image/png;base64,{base64.b64encode(png(image)).decode()}"
 
 
 def row_of(images: Sequence[Tensor]) -> Tensor:
     """uint8 images of one size side by side, a little apart."""
     grid: Tensor = make_grid(list(images), nrow=len(images), padding=1, pad_value=255)
     return grid[:, 1:-1, 1:-1]
+
+
+def rows_of(images: Tensor) -> Tensor:
+    """uint8 images of shape (N, 3, H, W) in rows of `COLUMNS`, each twice as high and wide."""
+    larger = images.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    grid: Tensor = make_grid(larger, nrow=COLUMNS, padding=GAP, pad_value=255)
+    return grid
+
+
+def below_each_other(images: Sequence[Tensor]) -> Tensor:
+    """uint8 images, with white beside the narrower ones and between them."""
+    width = max(image.shape[2] for image in images)
+    padded = [pad(image, (0, width - image.shape[2], 0, 4 * GAP), value=255) for image in images]
+    return torch.cat(padded, dim=1)
 
 
 def colored_maps(maps: Tensor) -> Tensor:

@@ -328,7 +328,7 @@ def _finish(
         return 1
     output = opened.directory(options.root) / EXPORTED
     exported = export_best(prepared, checkpoints, output, any_device())
-    offer_export(opened, launcher.storage, (file.name for file in output.iterdir()))
+    offer_export(opened, (file.name for file in output.iterdir()))
     console.print(describe(exported))
     return 1 if troubles else 0
 

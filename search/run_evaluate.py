@@ -18,6 +18,7 @@ from data.errors import UserError
 from data.files import DEFAULT_ROOT, unwritable
 from data.images import read_image
 from model.exported import load
+from search.draw import offer_evaluation
 from search.evaluate import (
     STEPS,
     ChosenImage,
@@ -27,8 +28,9 @@ from search.evaluate import (
     evaluate,
     paired,
 )
-from search.evaluation_page import evaluation_page
+from search.evaluation_page import MAPS, evaluation_page
 from search.export import any_device
+from search.pictures import below_each_other, colored_maps, png, rows_of
 from search.run_export import export_study
 from studies.config import DEFAULT_OBJECTIVE
 from studies.export import CARD, add_evaluation
@@ -56,7 +58,8 @@ def evaluate_models(
 ) -> Evaluated:
     """Run `hpsearch evaluate`: write `evaluation.html` and `evaluation.json` to a folder.
 
-    The model card of an exported folder is given the figures, too.
+    The model card of an exported folder is given the figures, too. A study by itself keeps all,
+    for the dashboard.
 
     Args:
         models: one or two, each an exported folder or a study.
@@ -84,13 +87,29 @@ def evaluate_models(
     with _progress(STEPS * len(subjects)) as tell:
         found = [evaluate(subject, dataset.test, image, any_device(), tell) for subject in subjects]
     document = as_document(found, dataset, image)
-    text = json.dumps(document, indent=2, allow_nan=False) + "\n"
-    write_text(folder / "evaluation.json", text)
-    write_text(folder / "evaluation.html", evaluation_page(found, dataset, image))
+    texts = {
+        "evaluation.json": json.dumps(document, indent=2, allow_nan=False) + "\n",
+        "evaluation.html": evaluation_page(found, dataset, image),
+    }
+    for name, text in texts.items():
+        write_text(folder / name, text)
+    if len(models) == 1 and isinstance(models[0], OpenedStudy):
+        files = {name: text.encode() for name, text in texts.items()}
+        offer_evaluation(models[0], root, {**files, **_pictures(found[0], dataset)})
     for model, figures in zip(models, document["models"], strict=True):
         if isinstance(model, Path):
             _add_to_card(model, figures)
     return Evaluated(found, folder / "evaluation.html")
+
+
+def _pictures(item: Evaluation, dataset: Dataset) -> dict[str, bytes]:
+    """What of the page are pictures, as files."""
+    maps = [colored_maps(part.maps[part.strongest(MAPS)]) for part in item.features]
+    pictures = {"feature-maps.png": png(below_each_other(maps))}
+    if item.mistakes:
+        images = dataset.test.images[[mistake.index for mistake in item.mistakes]]
+        pictures["mistakes.png"] = png(rows_of(images))
+    return pictures
 
 
 def _add_to_card(folder: Path, figures: Mapping[str, Any]) -> None:

@@ -24,12 +24,16 @@ from studies.study import IDENTITY, OpenedStudy, open_study
 
 EXPORTED = "best"
 """The folder of the exported model, in that of the study."""
+EVALUATED = "evaluation"
+"""The folder of the last evaluation of its best model, likewise."""
+EVALUATION = {"evaluation.html", "evaluation.json", "feature-maps.png", "mistakes.png"}
 NONE = "null"
 """In place of a file that is not there any more."""
 OF_STUDY = "artifacts:"
 OF_TRIAL = "dashboard:artifacts:"
 """With the trial's identity; for files that are added to a trial that has ended."""
-KINDS = {".json": "application/json", ".md": "text/plain"}
+# No HTML: a page's scripts are not to run as the dashboard's. It is downloaded, and opened then.
+KINDS = {".json": "application/json", ".md": "text/plain", ".png": "image/png"}
 
 _ARTIFACT = re.compile(r"([0-9a-f]{8})-[0-9a-f]{16}")
 
@@ -60,7 +64,7 @@ def trial_rows(
 
 
 def study_rows(opened: OpenedStudy, names: Iterable[str]) -> dict[str, str]:
-    """The attributes that offer the files of the exported model."""
+    """The attributes that offer files of the exported model or of an evaluation."""
     identities = {file_id(opened.identity, name): name for name in names}
     return {f"{OF_STUDY}{key}": _described(key, name) for key, name in identities.items()}
 
@@ -113,9 +117,13 @@ class StudyFiles:
                 opened = open_study(study.study_name, self.storage)
                 folder = opened.directory(self.root)
                 checkpoints = study_store(folder, self.place, to_write=False)
-                exported = Folder(folder / EXPORTED)
-                names = [(checkpoints, name) for name in checkpoints.names()]
-                shown = [item for item in names if WEIGHTS_NAME.fullmatch(item[1])]
-                shown += [(exported, name) for name in exported.names() if name in FILES]
+                shown: list[tuple[Store, str]] = [
+                    (checkpoints, name)
+                    for name in checkpoints.names()
+                    if WEIGHTS_NAME.fullmatch(name)
+                ]
+                for part, known in ((EXPORTED, FILES), (EVALUATED, EVALUATION)):
+                    of_part = Folder(folder / part)
+                    shown += [(of_part, name) for name in of_part.names() if name in known]
                 for store, name in shown:
                     yield file_id(opened.identity, name), store, name

@@ -11,7 +11,7 @@ from optuna.trial import TrialState, create_trial
 from optuna_dashboard._custom_plot_data import get_plotly_graph_objects
 
 import search.draw
-from search.draw import draw, drawn_now_and_then
+from search.draw import draw, drawn_now_and_then, offer_evaluation
 from studies.checkpoints import CheckpointDirectory, open_checkpoints
 from studies.config import load_study_file
 from studies.ownership import OwnedStorage
@@ -136,3 +136,14 @@ def test_a_drawing_that_failed_is_made_up_for_when_another_trial_has_ended(
     assert shown(opened) == 0, "a minute has not passed"
     draw(opened, storage, checkpoints, 0.0)
     assert shown(opened) == 6
+
+
+def test_an_evaluation_that_cannot_be_kept_with_its_study_is_said_and_that_is_all(
+    opened: OpenedStudy, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    before = opened.storage.get_study_system_attrs(1)
+    offer_evaluation(opened, tmp_path / "file", {"evaluation.json": b"{}"})
+    (warning,) = [item for item in caplog.records if item.levelname == "WARNING"]
+    assert warning.getMessage().startswith("the evaluation is not offered in the dashboard: ")
+    assert opened.storage.get_study_system_attrs(1) == before

@@ -18,12 +18,14 @@ def opened(tmp_path: Path) -> OpenedStudy:
     storage = open_storage(f"sqlite:///{tmp_path / 'a.db'}", create=True)
     opened, _ = create_or_continue(storage, load_study_file("quickstart"), "00", enqueued=[])
     folder = opened.directory(tmp_path / "var")
-    for name in ("checkpoints", "best"):
+    for name in ("checkpoints", "best", "evaluation"):
         (folder / name).mkdir(parents=True)
     (folder / "checkpoints" / "trial-00003.safetensors").write_bytes(b"weights")
     (folder / "checkpoints" / "trial-00003-epoch-00001.state").write_bytes(b"a pickle")
     (folder / "best" / "README.md").write_bytes(b"a card")
     (folder / "best" / "private").write_bytes(b"not for all")
+    (folder / "evaluation" / "mistakes.png").write_bytes(b"a picture")
+    (folder / "evaluation" / "model.onnx").write_bytes(b"none of an evaluation")
     (tmp_path / "outside").write_bytes(b"not for anybody")
     return opened
 
@@ -38,8 +40,9 @@ def test_weights_and_the_exported_model_are_read_and_nothing_else(
 
     assert read("trial-00003.safetensors") == b"weights"
     assert read("README.md") == b"a card"
+    assert read("mistakes.png") == b"a picture"
     for name in (
-        *("trial-00003-epoch-00001.state", "private", "../../outside", "trial.json"),
+        *("trial-00003-epoch-00001.state", "private", "model.onnx", "../../outside", "trial.json"),
         str(tmp_path / "outside"),
     ):
         with pytest.raises(HTTPError):

@@ -1,6 +1,7 @@
 """The evaluation: each figure beside one computed by hand, and the page in a real browser."""
 
 import functools
+import io
 import json
 import re
 import shutil
@@ -28,11 +29,13 @@ from search.evaluate import SEED, STEPS, ChosenImage, Evaluation, Subject, as_do
 from search.evaluation_page import evaluation_page
 from search.run_evaluate import Evaluated, _names, evaluate_models, in_a_line
 from search.run_export import export_study
+from studies.artifacts import EVALUATION
 from studies.config import parse_study
 from studies.ownership import OwnedStorage
 from studies.storage import open_storage
 from studies.study import create_or_continue, open_study
 from tests.model.test_exported import list_digests
+from tests.system.test_dashboard import serving
 from tests.system.trained import EPOCHS, PARAMETERS, SECONDS, trained_study
 
 Hpsearch = Callable[..., subprocess.CompletedProcess[str]]
@@ -384,6 +387,51 @@ def test_as_much_of_a_path_is_said_as_tells_models_apart(
     study = open_study("flowers", place.storage)
     models = [study if item == "flowers" else tmp_path / item for item in given]
     assert _names(models) == names
+
+
+def test_the_evaluation_of_a_study_can_be_seen_and_downloaded_in_the_dashboard(
+    place: Place,
+    dataset: Dataset,
+    found: Found,
+    browser: Browser,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    def known(subject: Subject, *_: Any) -> Evaluation:
+        return replace(found.evaluation, subject=subject)
+
+    monkeypatch.setattr("search.run_evaluate.evaluate", known)
+    written = place.run("flowers", output=tmp_path).page.parent
+    assert {file.name for file in written.iterdir()} == {"evaluation.html", "evaluation.json"}
+    page = browser.new_page(viewport={"width": 1400, "height": 1000})
+    with serving(place.url, "--directory", str(place.root)) as address:
+        page.goto(f"{address}/studies/1")
+        for name in EVALUATION:
+            page.get_by_text(name).first.wait_for(timeout=20_000)
+        page.wait_for_function(
+            "[...document.images].filter((image) => image.src.includes('/artifacts/')"
+            " && image.naturalWidth > 0).length == 2"
+        )
+        root = address.removesuffix("/dashboard")
+        files = {}
+        for shown in page.request.get(f"{root}/api/studies/1").json()["artifacts"]:
+            answer = page.request.get(f"{root}/artifacts/1/{shown['artifact_id']}")
+            files[shown["filename"]] = (answer.headers["content-type"], answer.body())
+    assert {name: kind for name, (kind, _) in files.items()} == {
+        "evaluation.html": "application/octet-stream",  # It has scripts.
+        "evaluation.json": "application/json",
+        "feature-maps.png": "image/png",
+        "mistakes.png": "image/png",
+    }
+    for name in ("evaluation.html", "evaluation.json"):
+        assert files[name][1] == (written / name).read_bytes()
+    with Image.open(io.BytesIO(files["mistakes.png"][1])) as picture:
+        mistakes = numpy.array(picture)
+    first = dataset.test.images[found.evaluation.mistakes[0].index].permute(1, 2, 0)
+    assert (mistakes[4:68:2, 4:68:2] == first.numpy()).all(), "the most confident one is the first"
+    with Image.open(io.BytesIO(files["feature-maps.png"][1])) as picture:
+        rows = (1, 1, 1, 2, 4)  # Of the stem and of each stage, of 8 maps.
+        assert picture.size == (8 * 68 - 4, sum(68 * count - 4 + 16 for count in rows))
 
 
 def test_what_a_class_is_called_is_shown_and_not_run_on_a_phone_too(
