@@ -161,11 +161,8 @@ class Worker:
         is_new = WORKER not in trial.user_attrs
         parameters, context = self.patience.call(lambda: self._begin(trial, reports), may_wait)
         reports.deliver_all()
-        # A configuration of the user's own is one whose result is wanted.
         config = self.opened.config
-        asked_for = (
-            trial.number < len(first_trials(config, config.name)) or TOKEN in trial.user_attrs
-        )
+        is_first = trial.number < len(first_trials(config, config.name))
         run = Run(
             number=trial.number,
             parameters=parameters,
@@ -182,7 +179,8 @@ class Worker:
                 config.trial.objective == DEFAULT_OBJECTIVE,
             ),
             is_new=is_new,
-            may_prune=not asked_for,
+            # A configuration of the user's own is one whose result is wanted.
+            may_prune=not is_first and TOKEN not in trial.user_attrs,
         )
         try:
             outcome = run_trial(run)
@@ -195,7 +193,8 @@ class Worker:
             key = DIVERGED if outcome.end is End.DIVERGED else ERROR
             reports.attribute(key, outcome.reason)
             reports.deliver_all()
-        self.patience.call(lambda: self._tell(trial, outcome), may_wait)
+        origin = self._origin(trial, is_first)
+        self.patience.call(lambda: self._tell(trial, outcome, origin), may_wait)
         if outcome.end is End.FAILED:
             free_memory(self.device)
         self.patience.call(self._tidy, may_wait)
@@ -219,14 +218,18 @@ class Worker:
         logger.info("trial %d: %s", trial.number, readable(parameters))
         return parameters, trial_context(config, self.data, self.device, seed)
 
-    def _origin(self, trial: Trial) -> str:
-        """Where the trial's parameters come from, in words."""
+    def _origin(self, trial: Trial, is_first: bool) -> str:
+        """Where the trial's parameters come from, in words.
+
+        Args:
+            is_first: whether it is one of `first_trials`.
+        """
         config = self.opened.config
         if TOKEN in trial.user_attrs:
             return "asked for with hpsearch enqueue"
         if trial.number == 0 and has_baseline(config):
             return "the notebook's configuration, with which the others are compared"
-        if trial.number < len(first_trials(config, config.name)):
+        if is_first:
             return "known to be good elsewhere, and tried first"
         if config.sampler.name == "grid":
             return "a point of the grid"
@@ -239,29 +242,31 @@ class Worker:
         study_id, keep = self.opened.study._study_id, self.opened.config.checkpoints.keep
         self.checkpoints.tidy(partial(self.storage.outlines, study_id, best=keep), keep)
 
-    def _tell(self, trial: Trial, outcome: Outcome) -> None:
+    def _tell(self, trial: Trial, outcome: Outcome, origin: str) -> None:
         number = trial.number
         best = max(outcome.accuracies, default=0.0)
         epochs = len(outcome.accuracies)
         if outcome.end is End.COMPLETE:
-            self._end(trial, TrialState.COMPLETE, best, outcome.end)
+            self._end(trial, TrialState.COMPLETE, best, outcome.end, origin)
             logger.info("trial %d: complete, best validation accuracy %.2f%%", number, 100 * best)
         elif outcome.end is End.PRUNED:
-            self._end(trial, TrialState.PRUNED, outcome.accuracies[-1], outcome.end)
+            self._end(trial, TrialState.PRUNED, outcome.accuracies[-1], outcome.end, origin)
             logger.info("trial %d: pruned after epoch %d at %.2f%%", number, epochs, 100 * best)
         elif outcome.end is End.DIVERGED:
             # In Optuna's terms pruned: it was stopped early and the search can learn from it.
             last = outcome.accuracies[-1] if outcome.accuracies else None
-            self._end(trial, TrialState.PRUNED, last, outcome.end)
+            self._end(trial, TrialState.PRUNED, last, outcome.end, origin)
             logger.info("trial %d: diverged: %s", number, outcome.reason)
         elif outcome.end is End.FAILED:
-            self._end(trial, TrialState.FAIL, None, outcome.end)
+            self._end(trial, TrialState.FAIL, None, outcome.end, origin)
             logger.error("trial %d: failed: %s", number, outcome.reason)
         else:
             self.storage.hand_back(trial._trial_id)
             logger.info("trial %d: interrupted after epoch %d, handed back", number, epochs)
 
-    def _end(self, trial: Trial, state: TrialState, value: float | None, end: End) -> None:
+    def _end(
+        self, trial: Trial, state: TrialState, value: float | None, end: End, origin: str
+    ) -> None:
         """As `Study.tell`, which first reads twice what is known here."""
         if state == TrialState.PRUNED and value is not None and math.isnan(value):
             # As Optuna has it, a pruned trial's value is its last report, if that is a number.
@@ -269,7 +274,7 @@ class Worker:
         study, known = self.opened.study, trial._cached_frozen_trial
         values = None if value is None else [value]
         study.sampler.after_trial(study, known, state, values)
-        note = trial_note(known, self.opened.config, self._origin(trial), end.name.lower())
+        note = trial_note(known, self.opened.config, origin, end.name.lower())
         self.storage.end(trial._trial_id, state, value, note)
 
 

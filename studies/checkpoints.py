@@ -33,6 +33,9 @@ _STATE = re.compile(r"trial-(\d+)-epoch-(\d+)\.state")
 _ANY = re.compile(r"\.?trial-(\d+)(?:-epoch-\d+)?\.(?:state|safetensors)(?:-\w+)?")
 """The two, and what writers that were killed have left beside them."""
 
+Outlines = Callable[[set[int]], Sequence[TrialRecord]]
+"""The trials of these numbers, and the best of the study, as many as are kept."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -200,19 +203,13 @@ class CheckpointDirectory:
         matches = (WEIGHTS_NAME.fullmatch(name) for name in self.store.names())
         return {int(match[1]) for match in matches if match}
 
-    def tidy(self, outlines: Callable[[set[int]], Sequence[TrialRecord]], keep: int) -> None:
+    def tidy(self, outlines: Outlines, keep: int) -> None:
         """Remove what is of no more use, see `superfluous`.
 
         What cannot be removed is warned of; the next to call this tries again.
-
-        Args:
-            outlines: the trials of these numbers, and the best `keep` of the study.
         """
         try:
-            names = self.store.names()
-            matches = (_ANY.fullmatch(name) for name in names)
-            records = outlines({int(match[1]) for match in matches if match})
-            for name in superfluous(names, records, keep):
+            for name in superfluous(self.store.names(), outlines, keep):
                 self.store.remove(name)
         except OSError as error:
             logger.warning(
@@ -255,17 +252,16 @@ def _resumable(content: bytes, trial_number: int, epoch: int) -> Resumable:
     return Resumable(tuple(found["accuracies"]), found["state"])
 
 
-def superfluous(names: Iterable[str], records: Sequence[TrialRecord], keep: int) -> list[str]:
+def superfluous(names: Iterable[str], outlines: Outlines, keep: int) -> list[str]:
     """Which files can go: of trials that have ended, all but the weights of the best `keep`.
 
-    A trial that is not in `records` has begun since they were read: its files stay.
+    A trial that has no outline is not known to have ended: its files stay.
     """
+    numbers = {name: int(match[1]) for name in names if (match := _ANY.fullmatch(name))}
+    records = outlines(set(numbers.values()))
     ended = {record.number for record in records if record.state not in ("running", "waiting")}
     kept = {weights_name(record.number) for record in rank(records)[:keep]}
-    matches = (_ANY.fullmatch(name) for name in names)
-    return [
-        match[0] for match in matches if match and int(match[1]) in ended and match[0] not in kept
-    ]
+    return [name for name, number in numbers.items() if number in ended and name not in kept]
 
 
 def open_checkpoints(

@@ -178,9 +178,9 @@ def _ours(load: Load, timings: Timings) -> None:
                 yield EpochResult(epoch, accuracy, 1.0, 1000.0, {})
 
     class TimedWorker(Worker):
-        def _tell(self, trial: Trial, outcome: Outcome) -> None:
+        def _tell(self, trial: Trial, outcome: Outcome, origin: str) -> None:
             with timings.telling():
-                super()._tell(trial, outcome)
+                super()._tell(trial, outcome, origin)
 
     with _opening:
         storage = open_storage(load.url)

@@ -26,7 +26,7 @@ from search.stop import StopRequest
 from search.warm import EARLIER_TRIALS
 from search.worker import Worker
 from studies.checkpoints import open_checkpoints
-from studies.config import load_study_file
+from studies.config import StudyConfig, load_study_file
 from studies.database import DatabaseStorage
 from studies.ownership import OwnedStorage
 from studies.patience import Patience, ProxyFailure, StorageLost
@@ -74,9 +74,16 @@ def make_worker(
 
 
 def test_the_notebook_s_configuration_and_the_starts_are_never_pruned(
-    storage: OwnedStorage, tmp_path: Path, data_cache: Path
+    storage: OwnedStorage, tmp_path: Path, data_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = make_worker(storage, tmp_path, data_cache, {})
+    asked: list[str] = []
+
+    def counted(config: StudyConfig, origin: str) -> list[dict[str, Any]]:
+        asked.append(origin)
+        return first_trials(config, origin)
+
+    monkeypatch.setattr("search.worker.first_trials", counted)
     first = len(first_trials(worker.opened.config, "quickstart"))
     assert first == 2
     better = optuna.create_trial(
@@ -89,6 +96,7 @@ def test_the_notebook_s_configuration_and_the_starts_are_never_pruned(
     worker.work()
     states = [trial.state for trial in worker.opened.study.trials]
     assert states == [*[TrialState.COMPLETE] * 6, TrialState.PRUNED]
+    assert len(asked) == 3, "once for each of the worker's"
     # What the dashboard shows of it.
     notes = [
         get_note_from_system_attrs(storage.get_study_system_attrs(1), number + 1)["body"]
@@ -289,7 +297,7 @@ def test_a_result_is_not_lost_when_connections_are_dropped_before_it_is_told(
     dropped: list[int] = []
 
     class CutOff(Worker):
-        def _tell(self, trial: optuna.Trial, outcome: Outcome) -> None:
+        def _tell(self, trial: optuna.Trial, outcome: Outcome, origin: str) -> None:
             if trial.number not in dropped:
                 dropped.append(trial.number)
                 with others.begin() as connection:
@@ -297,7 +305,7 @@ def test_a_result_is_not_lost_when_connections_are_dropped_before_it_is_told(
                         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
                         "WHERE pid <> pg_backend_pid() AND datname = current_database()"
                     )
-            super()._tell(trial, outcome)
+            super()._tell(trial, outcome, origin)
 
     settings = {"budget.trials": 2}
     worker = make_worker(open_storage(postgres_url), tmp_path, data_cache, {}, **settings)

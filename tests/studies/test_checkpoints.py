@@ -282,10 +282,14 @@ RECORDS = [
 ]
 
 
+def outlines(_: set[int]) -> list[TrialRecord]:
+    return RECORDS
+
+
 def test_only_the_weights_of_the_best_complete_and_of_the_unfinished_are_kept() -> None:
     begun_since = 7
     present = {number: f"trial-0000{number}.safetensors" for number in range(begun_since + 1)}
-    assert superfluous(present.values(), RECORDS, keep=2) == [present[0], present[3], present[5]]
+    assert superfluous(present.values(), outlines, keep=2) == [present[0], present[3], present[5]]
 
 
 def test_states_and_left_overs_are_kept_until_their_trial_has_ended() -> None:
@@ -297,12 +301,12 @@ def test_states_and_left_overs_are_kept_until_their_trial_has_ended() -> None:
         ]
 
     names = [name for number in (1, 4, 6, 7) for name in of(number)]
-    assert superfluous(names, RECORDS, keep=2) == of(1)
+    assert superfluous(names, outlines, keep=2) == of(1)
 
 
 def test_what_is_not_ours_stays() -> None:
     names = ["notes.txt", "trial-00003.safetensors.bak", "my-trial-00003.state", "trial-3.pt"]
-    assert superfluous(names, RECORDS, keep=1) == []
+    assert superfluous(names, outlines, keep=1) == []
 
 
 def test_tidying_removes_what_is_of_no_more_use(directory: CheckpointDirectory) -> None:
@@ -310,7 +314,7 @@ def test_tidying_removes_what_is_of_no_more_use(directory: CheckpointDirectory) 
         directory.save(number, Checkpoint(WEIGHTS, 1, 0.1))
         save_states(directory, number, 1)
     for _ in range(2):
-        directory.tidy(lambda _: RECORDS, keep=1)
+        directory.tidy(outlines, keep=1)
     assert directory.trial_numbers() == {1, 4}
     assert sorted(directory.store.names()) == [
         "trial-00001.safetensors",
