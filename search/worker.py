@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -45,9 +45,9 @@ from search.warm import earlier_trials
 from studies.checkpoints import CheckpointDirectory
 from studies.config import DEFAULT_OBJECTIVE
 from studies.notes import quoted, trial_note
-from studies.ownership import NotOwned, OwnedStorage, own_name
+from studies.ownership import NotOwned, OwnedStorage
 from studies.patience import CHECKPOINTS, STORAGE_ERRORS, Patience, reason
-from studies.results import DEVICE, DIVERGED, ERROR, SEED, THREADS, WORKER
+from studies.results import DEVICE, DIVERGED, EARLIER_RUNS, ERROR, SEED, THREADS
 from studies.storage import HEARTBEAT_SECONDS, quiet_optuna
 from studies.study import OpenedStudy
 from studies.text import readable
@@ -136,7 +136,7 @@ class Worker:
             # Its heartbeat stopped for too long, for instance while a laptop was asleep.
             trial = self.patience.call(lambda: self.storage.get_trial(trial_id), self._may_wait)
             logger.warning(
-                "trial %d: this worker was taken for dead; another has it now", trial.number
+                "trial %d: this worker was taken for dead and has it no longer", trial.number
             )
         finally:
             self.storage.forget(trial_id)
@@ -158,7 +158,6 @@ class Worker:
             may_wait,
             lambda: self.storage.holds(trial._trial_id),
         )
-        is_new = WORKER not in trial.user_attrs
         parameters, context = self.patience.call(lambda: self._begin(trial, reports), may_wait)
         reports.deliver_all()
         config = self.opened.config
@@ -178,7 +177,7 @@ class Worker:
                 parameters,
                 config.trial.objective == DEFAULT_OBJECTIVE,
             ),
-            is_new=is_new,
+            is_new=EARLIER_RUNS not in trial.user_attrs,
             # A configuration of the user's own is one whose result is wanted.
             may_prune=not is_first and TOKEN not in trial.user_attrs,
         )
@@ -203,7 +202,6 @@ class Worker:
         config = self.opened.config
         # A retraining was given its seed when it was enqueued.
         seed = trial.user_attrs.get(SEED, derived_seed(config.seed, trial.number))
-        reports.attribute(WORKER, own_name())
         reports.attribute(SEED, seed)
         ran_on = {DEVICE: device_name(self.device), THREADS: torch.get_num_threads()}
         for key, value in ran_on.items():
@@ -283,20 +281,25 @@ def beating_heart(storage: OwnedStorage, trial_id: int, lost_trials: LostTrials)
     """Record a heartbeat of the trial from now on, and look whose heart does not beat."""
     ended = threading.Event()
 
+    def answers(step: Callable[[], None], trouble: str, is_known: bool) -> bool:
+        try:
+            step()
+        except STORAGE_ERRORS as error:
+            if not is_known:
+                logger.info("%s (%s)", trouble, reason(error))
+            return False
+        except Exception:
+            logger.warning(trouble, exc_info=True)
+        return True
+
     def beat() -> None:
-        pause = float(HEARTBEAT_SECONDS)
-        while not ended.wait(pause):
-            try:
-                storage.record_heartbeat(trial_id)
-                lost_trials.take_back()
-                pause = HEARTBEAT_SECONDS
-            except STORAGE_ERRORS as error:
-                if pause == HEARTBEAT_SECONDS:
-                    logger.info("a heartbeat could not be recorded (%s)", reason(error))
-                # Soon again: others may take the trial for lost.
-                pause = HEARTBEAT_AGAIN_SECONDS
-            except Exception:
-                logger.warning("a heartbeat could not be recorded", exc_info=True)
+        beats = looks = True
+        # If it has not, soon again: others may take the trial for lost.
+        while not ended.wait(HEARTBEAT_SECONDS if beats and looks else HEARTBEAT_AGAIN_SECONDS):
+            record = partial(storage.record_heartbeat, trial_id)
+            beats = answers(record, "a heartbeat could not be recorded", not beats)
+            look = lost_trials.take_back
+            looks = answers(look, "lost trials could not be looked for", not looks)
 
     thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
     thread.start()

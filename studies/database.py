@@ -4,6 +4,7 @@ What a worker writes in one step is one transaction, in as few statements as the
 """
 
 import json
+import logging
 import math
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -24,13 +25,15 @@ from sqlalchemy.orm import Session, aliased
 
 from studies import standing
 from studies.notes import note_rows, quoted
-from studies.ownership import NotOwned, OwnedStorage
+from studies.ownership import NotOwned, OwnedStorage, worker_of
+from studies.patience import reason as said_by
 from studies.results import (
     EARLIER_RUNS,
     EPOCHS_BEFORE,
     ERROR,
     LOSSES,
     OWNER,
+    WORKER,
     TrialRecord,
     runs_until,
     utc_now,
@@ -39,6 +42,11 @@ from studies.standing import Ended, Reach, Standing
 
 READING: Mapping[str, Any] = {"reading": True}
 """The execution option of a connection that writes nothing; see `studies.storage`."""
+
+UNREADABLE = (ValueError, LookupError, TypeError, RecursionError)
+"""What Optuna raises of a row that is not as it writes them."""
+
+logger = logging.getLogger(__name__)
 
 _OWNER = aliased(models.TrialUserAttributeModel)
 _OF_OWNER = sqlalchemy.and_(_OWNER.trial_id == models.TrialModel.trial_id, _OWNER.key == OWNER)
@@ -149,21 +157,17 @@ class DatabaseStorage(OwnedStorage, RDBStorage):
         return True
 
     def hand_back(self, trial_id: int) -> None:
-        trials, found = models.TrialModel, self.get_trial(trial_id)
+        found = self.get_trial(trial_id)
         with _create_scoped_session(self.scoped_session) as session:
             if self._locked(session, trial_id) == (TrialState.WAITING, None):
                 return
             self._check_own(session, trial_id)
             self._put_attributes(session, trial_id, _left(found, utc_now(), lost=False))
-            session.execute(
-                sqlalchemy.update(trials.__table__)
-                .where(trials.trial_id == trial_id)
-                .values(state=TrialState.WAITING)
-            )
+            self._set_state(session, trial_id, state=TrialState.WAITING)
 
     def _put_owner(self, session: Session, trial_id: int, token: str) -> None:
         """With a heartbeat: a trial that has none would never be found to be lost."""
-        self._put_attributes(session, trial_id, {OWNER: token})
+        self._put_attributes(session, trial_id, {OWNER: token, WORKER: worker_of(token)})
         self._put(session, models.TrialHeartbeatModel, [{"trial_id": trial_id}])
 
     def owner(self, trial_id: int) -> str | None:
@@ -186,13 +190,21 @@ class DatabaseStorage(OwnedStorage, RDBStorage):
         reason: str,
         if_silent: bool = False,
     ) -> bool:
-        found, beats = self.get_trial(trial_id), models.TrialHeartbeatModel
+        beats, unreadable = models.TrialHeartbeatModel, ""
+        try:
+            found = self.get_trial(trial_id)
+        except UNREADABLE as error:
+            unreadable = f"what is stored of it cannot be read: {said_by(error)}"
         with _create_scoped_session(self.scoped_session) as session:
-            trial = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
-            if trial.state != TrialState.RUNNING or self._owner(session, trial_id) != owner:
+            if self._locked(session, trial_id) != (TrialState.RUNNING, owner):
                 return False
             # A beat waits for the lock on the trial, or was there first and is seen here.
             if if_silent and not self._is_silent(session, trial_id):
+                return False
+            if unreadable:
+                # Whoever took it would stumble over it; and it is not to run for ever.
+                self._fail(session, trial_id, unreadable)
+                logger.warning("the trial of identity %d has failed: %s", trial_id, unreadable)
                 return False
             before = self._get(session, trial_id, LOSSES)
             losses = 1 + (before if isinstance(before, int) else 0)
@@ -200,18 +212,24 @@ class DatabaseStorage(OwnedStorage, RDBStorage):
                 sqlalchemy.select(beats.heartbeat).where(beats.trial_id == trial_id)
             ).scalar()
             attributes = _left(found, last_sign or utc_now(), lost=True)
-            attributes[LOSSES] = losses
+            self._put_attributes(session, trial_id, {**attributes, LOSSES: losses})
             if losses > most_losses:
                 times = "once" if losses == 1 else f"{losses} times"
-                attributes[ERROR] = f"its worker was lost {times}; last: {reason}"
-            self._put_attributes(session, trial_id, attributes)
-            if losses > most_losses:
-                self._put_note(session, trial_id, f"**Failed**: {quoted(attributes[ERROR])}.")
-                trial.state = TrialState.FAIL
-                trial.datetime_complete = datetime.now()
+                self._fail(session, trial_id, f"its worker was lost {times}; last: {reason}")
             else:
-                trial.state = TrialState.WAITING
+                self._set_state(session, trial_id, state=TrialState.WAITING)
         return True
+
+    def _fail(self, session: Session, trial_id: int, error: str) -> None:
+        self._put_attributes(session, trial_id, {OWNER: None, ERROR: error})
+        self._put_note(session, trial_id, f"**Failed**: {quoted(error)}.")
+        self._set_state(session, trial_id, state=TrialState.FAIL, datetime_complete=utc_now())
+
+    def _set_state(self, session: Session, trial_id: int, **values: Any) -> None:
+        table = models.TrialModel.__table__
+        session.execute(
+            sqlalchemy.update(table).where(table.c.trial_id == trial_id).values(**values)
+        )
 
     def lost_trials(self, study_id: int) -> dict[int, str | None]:
         trials, beats = models.TrialModel, models.TrialHeartbeatModel
@@ -224,7 +242,7 @@ class DatabaseStorage(OwnedStorage, RDBStorage):
             .where(trials.study_id == study_id, trials.state == TrialState.RUNNING)
         )
         return {
-            trial_id: None if owner is None else _as_owner(json.loads(owner))
+            trial_id: _as_owner(_parsed(owner))
             for trial_id, beat, now, owner in found
             if now - beat > self._longest_silence
         }
@@ -282,7 +300,7 @@ class DatabaseStorage(OwnedStorage, RDBStorage):
     ) -> None:
         if value is not None and math.isnan(value):
             raise ValueError(f"trial {trial_id} cannot end with {value}")
-        trials, values = models.TrialModel, models.TrialValueModel
+        values = models.TrialValueModel
         with _create_scoped_session(self.scoped_session) as session:
             if self._check_own(session, trial_id, ended_as=state):
                 return
@@ -292,11 +310,7 @@ class DatabaseStorage(OwnedStorage, RDBStorage):
                 self._put(session, values, [{"trial_id": trial_id, **row}])
             if note:
                 self._put_note(session, trial_id, note)
-            session.execute(
-                sqlalchemy.update(trials.__table__)
-                .where(trials.trial_id == trial_id)
-                .values(state=state, datetime_complete=utc_now())
-            )
+            self._set_state(session, trial_id, state=state, datetime_complete=utc_now())
 
     def _put_note(self, session: Session, trial_id: int, note: str) -> None:
         """Unless somebody has written one already, in the dashboard."""
@@ -365,7 +379,7 @@ class DatabaseStorage(OwnedStorage, RDBStorage):
         super().check_trial_is_updatable(trial_id, trial_state)
         token = self._token(trial_id)
         if token is not None and self._owner(self.scoped_session(), trial_id) != token:
-            raise NotOwned(f"trial {trial_id} belongs to another worker by now")
+            raise NotOwned(f"trial {trial_id} is not this worker's any more")
 
     def _token(self, trial_id: int) -> str | None:
         """Of who writes to a trial: the client that is served, or this process."""
@@ -387,7 +401,7 @@ class DatabaseStorage(OwnedStorage, RDBStorage):
                 return True
             raise UpdateFinishedTrialError(f"trial {trial_id} has ended")
         if not owned or state != TrialState.RUNNING:
-            raise NotOwned(f"trial {trial_id} belongs to another worker by now")
+            raise NotOwned(f"trial {trial_id} is not this worker's any more")
         return False
 
     def _locked(self, session: Session, trial_id: int) -> tuple[TrialState, str | None]:
@@ -406,10 +420,10 @@ class DatabaseStorage(OwnedStorage, RDBStorage):
         ).one_or_none()
         if found is None:  # It was never anybody's.
             return session.execute(
-                sqlalchemy.select(trials.state).where(of_trial)
+                sqlalchemy.select(trials.state).where(of_trial).with_for_update()
             ).scalar_one(), None
         state, owner = found
-        return state, _as_owner(json.loads(owner))
+        return state, _as_owner(_parsed(owner))
 
     def _put(
         self,
@@ -438,12 +452,13 @@ class DatabaseStorage(OwnedStorage, RDBStorage):
 
     def _get(self, session: Session, trial_id: int, key: str) -> Any:
         attribute = models.TrialUserAttributeModel
-        found = session.execute(
-            sqlalchemy.select(attribute.value_json).where(
-                attribute.trial_id == trial_id, attribute.key == key
-            )
-        ).scalar()
-        return None if found is None else json.loads(found)
+        return _parsed(
+            session.execute(
+                sqlalchemy.select(attribute.value_json).where(
+                    attribute.trial_id == trial_id, attribute.key == key
+                )
+            ).scalar()
+        )
 
 
 def _left(trial: FrozenTrial, ended: datetime, lost: bool) -> dict[str, Any]:
@@ -453,6 +468,13 @@ def _left(trial: FrozenTrial, ended: datetime, lost: bool) -> dict[str, Any]:
     return {OWNER: None, EARLIER_RUNS: runs_until(trial, ended, lost), EPOCHS_BEFORE: epochs}
 
 
+def _parsed(stored: str | None) -> Any:
+    """None also if it is no JSON: whoever can write to the database may have stored anything."""
+    try:
+        return None if stored is None else json.loads(stored)
+    except UNREADABLE:
+        return None
+
+
 def _as_owner(stored: object) -> str | None:
-    """Whoever can write to the database may have stored something else."""
     return stored if isinstance(stored, str) else None

@@ -23,7 +23,7 @@ from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
-from studies.results import OWNER, TrialRecord
+from studies.results import TrialRecord
 from studies.standing import Ended, Reach, Standing
 
 LAUNCH_VARIABLE = "HPSEARCH_LAUNCH"
@@ -44,6 +44,11 @@ def worker_name(process_id: int, launch: str = "") -> str:
             containers that have the same name, processes may have the same number.
     """
     return "-".join(filter(None, (socket.gethostname(), launch, str(process_id))))
+
+
+def worker_of(token: str) -> str:
+    """The name of the worker that has made this token."""
+    return token.rpartition("-")[0]
 
 
 def own_name() -> str:
@@ -156,12 +161,15 @@ class OwnedStorage(BaseStorage):
         Returns:
             Whether it had one.
         """
-        running, found = (TrialState.RUNNING,), False
-        for trial in self.get_all_trials(study_id, deepcopy=False, states=running):
-            owner = trial.user_attrs.get(OWNER)
-            if isinstance(owner, str) and owner.rpartition("-")[0] == worker:
-                found = self.take_away(trial._trial_id, owner, most_losses, reason) or found
-        return found
+        _, trials = self.open_trials(study_id)
+        running = [trial.trial_id for trial in trials if trial.state == TrialState.RUNNING]
+        owners = {trial_id: self.owner(trial_id) for trial_id in running}
+        taken = [
+            self.take_away(trial_id, owner, most_losses, reason)
+            for trial_id, owner in owners.items()
+            if owner is not None and worker_of(owner) == worker
+        ]
+        return any(taken)
 
     def record_heartbeat(self, trial_id: int) -> None:
         """Of a trial that is still ours; of another's, nothing is recorded."""
@@ -227,7 +235,7 @@ class OwnedStorage(BaseStorage):
             if_silent: whether nothing is done either if its heart beats again by now.
 
         Returns:
-            Whether it was taken away.
+            Whether it was taken away. Not one of which the stored cannot be read: it has failed.
         """
 
     @abstractmethod

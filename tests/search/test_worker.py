@@ -24,7 +24,7 @@ from search.prepare import first_trials
 from search.sampler import CurveGPSampler
 from search.stop import StopRequest
 from search.warm import EARLIER_TRIALS
-from search.worker import Worker
+from search.worker import Worker, beating_heart
 from studies.checkpoints import open_checkpoints
 from studies.config import StudyConfig, load_study_file
 from studies.database import DatabaseStorage
@@ -245,6 +245,68 @@ def test_a_trial_asks_the_database_as_much_in_a_long_study_as_in_a_new_one(
     assert epochs == {3, 4}
     assert max(of_trials) < 60
     assert len(set(of_trials)) == 1
+
+
+def test_a_running_trial_that_cannot_be_read_stops_no_worker(
+    tmp_path: Path,
+    data_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its worker is gone, and somebody has written what Optuna does not understand."""
+    monkeypatch.setattr("search.lost.SUSPICION_SECONDS", 0.0)
+    storage = open_database(f"sqlite:///{tmp_path / 'a.db'}", create=True)
+    settings = {"sampler.name": "random", "pruner.name": "none", "budget.trials": 3}
+    worker = make_worker(storage, tmp_path, data_cache, {}, **settings)
+    assert open_database(storage.url).take(1)
+    forget_heartbeats(storage)
+    with storage.engine.begin() as connection:
+        connection.exec_driver_sql(
+            "UPDATE trial_user_attributes SET value_json = '{' WHERE key <> 'owner'"
+        )
+    worker.work()
+    assert storage.open_trials(1)[1] == [], "none waits or runs for ever"
+    (broken,) = (found for found in storage.last_ended(1, 0, 9) if found.number == 0)
+    assert broken.state == TrialState.FAIL
+    assert "the trial of identity 1 has failed: what is stored of it cannot be" in caplog.text
+    assert storage.count(1) == 4, "another is there in its place"
+
+
+class Troubled:
+    """A storage, and who looks for lost trials in it: each step is noted, and some are none."""
+
+    def __init__(self, failing: str) -> None:
+        self.failing, self.steps = failing, list[str]()
+
+    def record_heartbeat(self, _: int) -> None:
+        self._step("beat")
+
+    def take_back(self) -> None:
+        self._step("look")
+
+    def _step(self, name: str) -> None:
+        self.steps.append(name)
+        if name == self.failing:
+            raise ProxyFailure("no answer", is_transient=True)
+
+
+@pytest.mark.parametrize(
+    ("failing", "said"),
+    [
+        ("beat", "a heartbeat could not be recorded (no answer)"),
+        ("look", "lost trials could not be looked for (no answer)"),
+    ],
+)
+def test_of_a_beat_and_a_look_for_lost_trials_neither_waits_for_the_other(
+    failing: str, said: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("search.worker.HEARTBEAT_SECONDS", 0.01)
+    monkeypatch.setattr("search.worker.HEARTBEAT_AGAIN_SECONDS", 0.01)
+    troubled: Any = Troubled(failing)
+    with caplog.at_level("INFO"), beating_heart(troubled, 1, troubled):
+        wait_for(lambda: len(troubled.steps) >= 4, seconds=5)
+    assert troubled.steps[:4] == ["beat", "look"] * 2
+    assert caplog.messages == [said], "once, as long as it lasts"
 
 
 class SlowSampler(optuna.samplers.RandomSampler):

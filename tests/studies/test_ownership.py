@@ -16,7 +16,7 @@ from optuna_dashboard import save_note
 from optuna_dashboard._note import get_note_from_system_attrs
 
 from studies.database import DatabaseStorage
-from studies.ownership import NotOwned, OwnedStorage
+from studies.ownership import NotOwned, OwnedStorage, own_name
 from studies.patience import ProxyFailure
 from studies.proxy import start
 from studies.results import EPOCHS_BEFORE, ERROR, LOSSES, OWNER, WORKER, record
@@ -163,6 +163,28 @@ def test_the_runs_of_a_trial_that_changes_hands_are_kept(
     ours.hand_back(trial)
     last = record(database.get_trial(trial)).earlier_runs[-1]
     assert (last.epochs_before, last.epochs) == (3, 3), "it has trained none"
+
+
+def test_a_run_that_ends_before_its_first_report_bears_its_own_worker_s_name(
+    ours: OwnedStorage,
+    theirs: OwnedStorage,
+    study: optuna.Study,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trial = waiting(ours, study)
+    for worker, end in (("first", ours.hand_back), ("second", None)):
+        monkeypatch.setattr("studies.ownership.own_name", lambda name=worker: name)
+        assert ours.take(trial)
+        assert record(theirs.get_trial(trial)).worker == worker
+        if end:
+            end(trial)
+    assert theirs.take_back(study._study_id, "second", 3, "killed")
+    earlier = record(theirs.get_trial(trial)).earlier_runs
+    assert [run.worker for run in earlier] == ["first", "second"]
+    monkeypatch.undo()
+    made = ours.create(study._study_id, None)
+    assert made is not None
+    assert record(theirs.get_trial(made)).worker == own_name()
 
 
 def test_the_run_of_a_lost_worker_ends_with_its_last_sign_of_life(
@@ -371,6 +393,40 @@ def test_stored_attributes_of_another_kind_stop_nobody(
     assert theirs.take_away(lost, owner, 3, "silence")
     assert theirs.take(trial)
     assert theirs.get_trial(trial).user_attrs[LOSSES] == 1
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "UPDATE trial_params SET distribution_json = 'Evil'",
+        "UPDATE trial_user_attributes SET value_json = '{'",
+    ],
+)
+def test_a_silent_trial_that_cannot_be_read_fails_and_the_others_are_taken_back(
+    ours: OwnedStorage,
+    theirs: OwnedStorage,
+    database: DatabaseStorage,
+    study: optuna.Study,
+    harm: str,
+) -> None:
+    broken, sound = waiting(ours, study), waiting(ours, study)
+    for trial in (broken, sound):
+        assert ours.take(trial)
+        ours.report(trial, {}, {}, {"rate": (0.1, FloatDistribution(1e-4, 1.0))})
+        without_a_heartbeat(database, trial)
+    with database.engine.begin() as connection:
+        connection.exec_driver_sql(f"{harm} WHERE trial_id = {broken}")
+    assert not theirs.take_back(study._study_id, "another", 3, "killed"), "and is stopped by none"
+    taken = {
+        trial: theirs.take_away(trial, owner, 3, "silence", if_silent=True)
+        for trial, owner in theirs.lost_trials(study._study_id).items()
+    }
+    assert taken == {broken: False, sound: True}
+    _, trials = theirs.open_trials(study._study_id)
+    assert [trial.state for trial in trials] == [TrialState.WAITING]
+    (failed,) = theirs.last_ended(study._study_id, 0, 5)
+    assert failed.state == TrialState.FAIL
+    assert str(failed.error).startswith("what is stored of it cannot be read: ")
 
 
 def test_a_trial_that_loses_too_many_workers_has_failed(

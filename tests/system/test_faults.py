@@ -234,7 +234,7 @@ def test_a_worker_that_was_paused_for_too_long_leaves_its_trial_to_its_new_owner
             assert other.returncode == 0, output
             said, _ = paused.communicate(timeout=120)
     assert paused.returncode == 0, said
-    assert f"trial {trial.number}: this worker was taken for dead; another has it now" in said
+    assert f"trial {trial.number}: this worker was taken for dead and has it no longer" in said
     assert "Traceback" not in said
     found = status("own", storage_url)
     assert (found["complete"], found["failed"], found["running"]) == (4, 0, 0)
