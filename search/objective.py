@@ -69,6 +69,8 @@ class Run:
     checkpoints: CheckpointDirectory
     stop: StopRequest
     reports: Reports
+    is_ours: Callable[[], bool]
+    """See `Saver`."""
     patience: Patience
     """With the place of the checkpoints, when the trial is to go on."""
     log: TrialLog
@@ -166,7 +168,7 @@ def run_trial(run: Run) -> Outcome:
         StorageLost: the database has not answered for too long.
         Exception: of the storage. What the objective raises is an outcome, not an exception.
     """
-    with Saver(run.checkpoints, run.number) as saver:
+    with Saver(run.checkpoints, run.number, run.is_ours) as saver:
         outcome = _run_epochs(run, saver)
         run.reports.deliver_all()
         saver.write()

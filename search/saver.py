@@ -1,7 +1,7 @@
 """Writing a trial's checkpoints while its next epoch is trained."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from types import TracebackType
@@ -35,13 +35,23 @@ class Saver:
     cannot be written, whatever the reason, is warned of, and the trial goes on.
     """
 
-    def __init__(self, checkpoints: CheckpointDirectory, trial_number: int) -> None:
-        self._checkpoints, self._number = checkpoints, trial_number
+    def __init__(
+        self,
+        checkpoints: CheckpointDirectory,
+        trial_number: int,
+        is_ours: Callable[[], bool],
+    ) -> None:
+        """
+        Args:
+            is_ours: whether the trial is surely still this worker's; asked just before each file
+                is written, in the thread: there may be minutes between, if the machine is frozen.
+        """
+        self._checkpoints, self._number, self._is_ours = checkpoints, trial_number, is_ours
         self._weights = weights_name(trial_number)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="saver")
         self._checkpoint: Checkpoint | None = None
         self._resumable: Resumable | None = None
-        self._pending: Future[None] | None = None
+        self._pending: Future[tuple[Checkpoint | None, Resumable | None]] | None = None
 
     def __enter__(self) -> "Saver":
         return self
@@ -68,19 +78,33 @@ class Saver:
                 self._resumable = Resumable(accuracies, _copied(result.state))
 
     def write(self) -> None:
-        """Begin to write what is kept, once what was written before is on the disk."""
+        """Begin to write what is kept, once what was written before is on the disk.
+
+        Of that, what could not be written because nobody knew whose the trial is, is kept still.
+        """
         if self._pending:
-            self._pending.result()
+            checkpoint, resumable = self._pending.result()
+            self._checkpoint = self._checkpoint or checkpoint
+            self._resumable = self._resumable or resumable
         self._pending = self._thread.submit(self._write, self._checkpoint, self._resumable)
         self._checkpoint = self._resumable = None
 
-    def _write(self, checkpoint: Checkpoint | None, resumable: Resumable | None) -> None:
-        if checkpoint:
+    def _write(
+        self, checkpoint: Checkpoint | None, resumable: Resumable | None
+    ) -> tuple[Checkpoint | None, Resumable | None]:
+        """
+        Returns:
+            What may not be written.
+        """
+        if checkpoint and self._is_ours():
             with self._warning(self._weights, WITHOUT_WEIGHTS):
                 self._checkpoints.save(self._number, checkpoint)
-        if resumable:
+            checkpoint = None
+        if resumable and self._is_ours():
             with self._warning(state_name(self._number, len(resumable.accuracies)), WITHOUT_STATE):
                 self._checkpoints.save_state(self._number, resumable)
+            resumable = None
+        return checkpoint, resumable
 
     @contextmanager
     def _warning(self, name: str, message: str) -> Iterator[None]:

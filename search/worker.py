@@ -170,6 +170,7 @@ class Worker:
             checkpoints=self.checkpoints,
             stop=self.stop,
             reports=reports,
+            is_ours=partial(self.storage.is_ours, trial._trial_id),
             patience=Patience(self.patience.seconds, of=CHECKPOINTS),
             log=TrialLog(
                 self.tensorboard,

@@ -139,10 +139,11 @@ class CheckpointDirectory:
         torch.save({**fields, "state": resumable.state}, file)
         content = file.getbuffer()
         content[:DIGEST_SIZE] = sha256(content[DIGEST_SIZE:]).digest()
-        self.store.write(state_name(trial_number, epoch), content)
+        # Before it is written, which may take minutes: what another worker adds then is not ours.
         states = self._states(trial_number)
+        self.store.write(state_name(trial_number, epoch), content)
         # One of a later epoch is of an attempt that could not go on, and was begun anew.
-        kept = sorted((other for other in states if other <= epoch), reverse=True)[:STATES]
+        kept = sorted(other for other in {*states, epoch} if other <= epoch)[-STATES:]
         for other in states.keys() - set(kept):
             self.store.remove(states[other])
 

@@ -23,6 +23,7 @@ from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
+from studies.patience import STORAGE_ERRORS
 from studies.results import TrialRecord
 from studies.standing import Ended, Reach, Standing
 
@@ -154,6 +155,17 @@ class OwnedStorage(BaseStorage):
         """
         beat = self._beats.get(trial_id)
         return beat is not None and _now() - beat < LEASE_FRACTION * self._stale_seconds
+
+    def is_ours(self, trial_id: int) -> bool:
+        """Whether this trial of ours is so still, by the database; if that is silent, see `holds`.
+
+        A machine that was frozen as a whole cannot know it by a clock of its own.
+        """
+        token = self._tokens.get(trial_id)
+        try:
+            return token is not None and self.owner(trial_id) == token
+        except STORAGE_ERRORS:
+            return self.holds(trial_id)
 
     def take_back(self, study_id: int, worker: str, most_losses: int, reason: str) -> bool:
         """Take away every trial of a worker that has died; see `take_away`.

@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 
 import optuna
@@ -129,6 +130,22 @@ def test_the_owner_knows_how_long_nobody_can_have_taken_its_trial(
     storage.record_heartbeat(trial)
     assert storage.holds(trial)
     assert not open_database(storage.url).holds(trial), "another's"
+
+
+def test_what_the_owner_knows_of_a_frozen_machine_s_trial_is_asked_of_the_database(
+    stoppable: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose clocks have all stood still."""
+    opened, storage = make_study(stoppable.url), open_database(stoppable.url)
+    mine, other = take(opened, storage), take(opened, storage)
+    assert storage.is_ours(mine)
+    assert open_database(stoppable.url).take_away(other, storage.owner(other), 3, "silence")
+    assert storage.holds(other)
+    assert not storage.is_ours(other)
+    stoppable.stop()
+    assert storage.is_ours(mine), "as far as is known here"
+    monkeypatch.setattr("studies.ownership._now", lambda: math.inf)
+    assert not storage.is_ours(mine)
 
 
 def test_a_trial_that_was_taken_when_the_connection_was_lost_is_ours(

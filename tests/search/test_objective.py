@@ -1,5 +1,4 @@
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +71,20 @@ def run_on(
 
     patience = Patience(0)
     reports = Reports(trial, write, patience, may_wait=lambda: True, holds=lambda: True)
-    log = TrialLog(None, trial.number, {}, is_resnet=False)
-    run = Run(trial.number, {}, objective, context, checkpoints, stop, reports, patience, log)
-    return run_trial(replace(run, may_prune=may_prune))
+    run = Run(
+        number=trial.number,
+        parameters={},
+        objective=objective,
+        context=context,
+        checkpoints=checkpoints,
+        stop=stop,
+        reports=reports,
+        is_ours=lambda: True,
+        patience=patience,
+        log=TrialLog(None, trial.number, {}, is_resnet=False),
+        may_prune=may_prune,
+    )
+    return run_trial(run)
 
 
 def run(

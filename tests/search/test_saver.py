@@ -25,7 +25,7 @@ def test_weights_that_are_none_are_warned_of_and_end_no_worker(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, weights: Mapping[str, Any]
 ) -> None:
     """Nor do they go unsaid when they are the last."""
-    with Saver(CheckpointDirectory(Folder(tmp_path)), 3) as saver:
+    with Saver(CheckpointDirectory(Folder(tmp_path)), 3, lambda: True) as saver:
         for _ in range(2):
             saver.keep(result(weights, {"epoch": 1}), best=True, accuracies=(0.5,))
             saver.write()
@@ -38,8 +38,27 @@ def test_weights_that_are_none_are_warned_of_and_end_no_worker(
 def test_a_state_that_cannot_be_copied_is_warned_of(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with Saver(CheckpointDirectory(Folder(tmp_path)), 3) as saver:
+    with Saver(CheckpointDirectory(Folder(tmp_path)), 3, lambda: True) as saver:
         saver.keep(result({}, {"pair": Pair(1, 2)}), best=False, accuracies=(0.5,))
         saver.write()
     (message,) = caplog.messages
     assert f"written ({tmp_path / 'trial-00003-epoch-00001.state'}: TypeError: " in message
+
+
+def test_what_may_not_be_written_yet_is_kept_unless_there_is_better(tmp_path: Path) -> None:
+    checkpoints, ours = CheckpointDirectory(Folder(tmp_path)), [False]
+    with Saver(checkpoints, 3, lambda: ours[0]) as saver:
+        saver.keep(result({"a": torch.ones(1)}, {"epoch": 1}), best=True, accuracies=(0.5,))
+        saver.write()
+        saver.keep(result({}, {"epoch": 2}), best=False, accuracies=(0.5, 0.4))
+        saver.write()
+        assert saver._pending is not None
+        saver._pending.result()
+        assert checkpoints.store.names() == []
+        ours[0] = True
+        saver.write()
+    assert checkpoints.load(3).epoch == 1
+    assert sorted(checkpoints.store.names()) == [
+        "trial-00003-epoch-00002.state",
+        "trial-00003.safetensors",
+    ]

@@ -102,6 +102,19 @@ def test_states_of_an_attempt_that_was_begun_anew_go(directory: CheckpointDirect
     assert len(loaded.accuracies) == 1
 
 
+def test_states_that_its_new_worker_adds_while_a_late_one_is_written_stay(tmp_path: Path) -> None:
+    class Late(Folder):
+        def write(self, name: str, content: bytes | memoryview) -> None:
+            save_states(CheckpointDirectory(Folder(tmp_path)), 3, 3, 4)
+            super().write(name, content)
+
+    save_states(CheckpointDirectory(Folder(tmp_path)), 3, 1)
+    save_states(CheckpointDirectory(Late(tmp_path)), 3, 2)
+    loaded = CheckpointDirectory(Folder(tmp_path)).load_state(3)
+    assert loaded is not None
+    assert len(loaded.accuracies) == 4
+
+
 def flipped(content: bytes, place: int) -> bytes:
     changed = bytearray(content)
     changed[place] ^= 1
