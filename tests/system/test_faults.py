@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ import optuna
 import pytest
 import sqlalchemy
 
+from search.prepare import create_from_file
+from studies.config import load_study_file
+from studies.proxy import start
 from studies.results import LOSSES, OWNER
-from studies.storage import open_database, open_storage
+from studies.storage import STALE_SECONDS, open_database, open_storage
 from studies.study import VERSIONS, open_study
 from tests.conftest import Postgres, forget_heartbeats
 from tests.system.processes import running, trained, wait_for
@@ -200,9 +204,10 @@ def test_a_trial_of_a_machine_that_is_gone_is_resumed_elsewhere(
     hpsearch: Hpsearch, status: Status, study: Path, tmp_path: Path, storage_url: str
 ) -> None:
     """Launcher and worker are killed at once; another machine finds the trial by its heartbeat."""
-    with running(tmp_path, "worker", study, HPSEARCH_STORAGE=storage_url) as worker:
+    with running(tmp_path, "run", study, "--workers", 1, HPSEARCH_STORAGE=storage_url) as launcher:
         wait_for(lambda: len(trained(tmp_path)) >= 3)
-        worker.kill()
+        launcher.kill()  # First: it would start another worker.
+        os.kill(trained(tmp_path)[-1][2], signal.SIGKILL)
     storage = open_database(storage_url)
     opened = open_study("own", storage)
     (trial,) = opened.study.get_trials(states=(optuna.trial.TrialState.RUNNING,))
@@ -213,6 +218,33 @@ def test_a_trial_of_a_machine_that_is_gone_is_resumed_elsewhere(
     assert re.search(rf"trial {trial.number}: goes on after epoch [23]", result.stderr)
     found = status("own", storage_url)
     assert (found["complete"], found["running"]) == (4, 0)
+
+
+def test_a_trial_of_a_worker_that_is_asked_to_stop_is_resumed_at_once(
+    long_study: Path, tmp_path: Path, storage_url: str
+) -> None:
+    """By one that waits; on PostgreSQL, it speaks to a proxy."""
+    text = long_study.read_text().replace("[1, 2]", "[1]").replace(f"= {LONG}", "= 1000")
+    long_study.write_text(text)
+    with ExitStack() as stack:
+        arguments = (tmp_path, "worker", long_study)
+        first = stack.enter_context(running(*arguments, HPSEARCH_STORAGE=storage_url))
+        wait_for(lambda: trained(tmp_path))
+        url = storage_url
+        if "postgresql" in url:
+            server, port = start(open_database(url), "127.0.0.1", 0, secret=None)
+            stack.callback(server.stop, None)
+            url = f"grpc://127.0.0.1:{port}"
+        second = stack.enter_context(running(*arguments, HPSEARCH_STORAGE=url))
+        first.terminate()
+        output, _ = first.communicate(timeout=30)
+        assert first.returncode == 143, output
+        assert re.search(r"trial 0: interrupted after epoch \d+, handed back", output)
+        before = len(trained(tmp_path))
+        wait_for(lambda: len(trained(tmp_path)) > before, seconds=STALE_SECONDS / 2)
+    epochs = [line[1] for line in trained(tmp_path)]
+    assert epochs == list(range(1, len(epochs) + 1)), "none is trained twice"
+    assert {line[2] for line in trained(tmp_path)} == {first.pid, second.pid}
 
 
 def test_a_worker_that_was_paused_for_too_long_leaves_its_trial_to_its_new_owner(
@@ -314,17 +346,25 @@ def test_past_the_patience_workers_and_launcher_stop_and_the_trial_can_be_resume
     assert (found["complete"], found["running"]) == (2, 0)
 
 
+@pytest.mark.parametrize("command", ["run", "confirm"])
 def test_a_search_that_is_stopped_in_an_outage_says_how_to_go_on(
-    long_study: Path, tmp_path: Path, stoppable: Postgres
+    command: str, long_study: Path, tmp_path: Path, stoppable: Postgres
 ) -> None:
-    arguments = ("run", long_study, "--workers", 1, "--grace", 1)
+    # What there is to confirm.
+    config = load_study_file(str(long_study))
+    found = create_from_file(open_storage(stoppable.url), config, "own", tmp_path / "var").opened
+    x = optuna.distributions.CategoricalDistribution([1, 2])
+    complete = optuna.create_trial(value=0.5, params={"x": 2}, distributions={"x": x})
+    found.study.add_trial(complete)
+    arguments = (command, long_study, "--workers", 1, "--grace", 1)
     with running(tmp_path, *arguments, HPSEARCH_STORAGE=stoppable.url) as search:
         wait_for(lambda: trained(tmp_path))
         stoppable.stop()
         search.terminate()
         output, _ = search.communicate(timeout=60)
     assert search.returncode == 143, output
-    assert "stopped; to continue: hpsearch run" in output.splitlines()[-1]
+    assert f"stopped; to continue: hpsearch {command}" in output.splitlines()[-1]
+    assert "Traceback" not in output
 
 
 def test_a_worker_that_is_asked_to_stop_does_not_wait_for_the_database(

@@ -13,7 +13,6 @@ from optuna.trial import TrialState
 from studies.results import WORKER
 from studies.storage import open_storage
 from studies.study import open_study
-from tests.conftest import HPSEARCH
 from tests.system.terminal import Terminal
 
 Hpsearch = Callable[..., subprocess.CompletedProcess[str]]
@@ -124,25 +123,3 @@ def test_a_terminal_that_is_closed_stops_the_search_and_leaves_no_worker(
     stopped = status("own", url)
     assert (stopped["running"], stopped["failed"]) == (0, 0)
     assert stopped["waiting"] <= 1, "none if it was just between two trials"
-
-
-def test_sigterm_makes_a_worker_hand_its_trial_back(
-    status: Status, study: Path, tmp_path: Path
-) -> None:
-    url = f"sqlite:///{tmp_path / 'a.db'}"
-    worker = subprocess.Popen(
-        [HPSEARCH, "worker", study, "--storage", url],
-        cwd=tmp_path,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert worker.stderr is not None
-    for line in worker.stderr:
-        if "epoch 2 of 20" in line:
-            break
-    worker.terminate()
-    _, output = worker.communicate(timeout=30)
-    assert worker.returncode == 143
-    assert "handed back" in output
-    stopped = status("own", url)
-    assert (stopped["running"], stopped["waiting"], stopped["failed"]) == (0, 1, 0)
