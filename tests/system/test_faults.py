@@ -18,7 +18,7 @@ from search.prepare import create_from_file
 from studies.config import load_study_file
 from studies.proxy import start
 from studies.results import LOSSES, OWNER
-from studies.storage import STALE_SECONDS, open_database, open_storage
+from studies.storage import open_database, open_storage
 from studies.study import VERSIONS, open_study
 from tests.conftest import Postgres, forget_heartbeats
 from tests.system.processes import running, trained, wait_for
@@ -236,12 +236,14 @@ def test_a_trial_of_a_worker_that_is_asked_to_stop_is_resumed_at_once(
             stack.callback(server.stop, None)
             url = f"grpc://127.0.0.1:{port}"
         second = stack.enter_context(running(*arguments, HPSEARCH_STORAGE=url))
+        assert second.stdout
+        assert any("joined study" in line for line in second.stdout)
         first.terminate()
         output, _ = first.communicate(timeout=30)
         assert first.returncode == 143, output
         assert re.search(r"trial 0: interrupted after epoch \d+, handed back", output)
         before = len(trained(tmp_path))
-        wait_for(lambda: len(trained(tmp_path)) > before, seconds=STALE_SECONDS / 2)
+        wait_for(lambda: len(trained(tmp_path)) > before, seconds=10)
     epochs = [line[1] for line in trained(tmp_path)]
     assert epochs == list(range(1, len(epochs) + 1)), "none is trained twice"
     assert {line[2] for line in trained(tmp_path)} == {first.pid, second.pid}
@@ -360,6 +362,9 @@ def test_a_search_that_is_stopped_in_an_outage_says_how_to_go_on(
     with running(tmp_path, *arguments, HPSEARCH_STORAGE=stoppable.url) as search:
         wait_for(lambda: trained(tmp_path))
         stoppable.stop()
+        if command == "confirm":
+            # It does not ask the storage any more, but to take back what a dead worker had.
+            os.kill(trained(tmp_path)[-1][2], signal.SIGKILL)
         search.terminate()
         output, _ = search.communicate(timeout=60)
     assert search.returncode == 143, output
