@@ -9,7 +9,6 @@ from datetime import timedelta
 import numpy as np
 import optuna
 from numpy.typing import NDArray
-from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
@@ -115,6 +114,9 @@ def importances(trials: Sequence[FrozenTrial], names: Container[str]) -> dict[st
         for name, distribution in known[0].distributions.items()
         if name in names and not distribution.single()
     ]
+    # Where scikit-learn is installed this imports it, which takes longer than all the rest.
+    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+
     evaluator = PedAnovaImportanceEvaluator(target_quantile=best)
     found = get_param_importances(study, evaluator=evaluator, params=varied)
     return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))

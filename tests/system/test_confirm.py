@@ -39,7 +39,7 @@ def test_confirm_finds_the_winner_once_and_export_prefers_it(
 ) -> None:
     (tmp_path / "tiny.toml").write_text(STUDY.format(few_images=few_images))
     url = f"sqlite:///{tmp_path / 'a.db'}"
-    assert hpsearch("run", "tiny.toml", "--workers", 2, HPSEARCH_STORAGE=url).returncode == 0
+    assert hpsearch("run", "tiny.toml", "--workers", 1, HPSEARCH_STORAGE=url).returncode == 0
 
     unknown = hpsearch("confirm", "nope", HPSEARCH_STORAGE=url)
     assert unknown.returncode == 2
