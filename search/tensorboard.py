@@ -58,12 +58,10 @@ class TrialLog:
             self._writer = SummaryWriter(str(path), purge_step=epochs_before + 1)
 
         self._try(write)
-        if self._writer and self._is_resnet and not epochs_before:
-            try:
-                self._show(self._writer, context)
-            except Exception as error:  # noqa: BLE001
-                # Of memory there may be too little for it.
-                logger.warning("trial %d: no picture for TensorBoard (%s)", self._number, error)
+        writer = self._writer
+        if writer and self._is_resnet and not epochs_before:
+            # Of memory there may be too little for it; the curves are written all the same.
+            _or_warn(lambda: self._show(writer, context), self._number, "no picture")
 
     def _show(self, writer: "SummaryWriter", context: TrialContext) -> None:
         from model.train import build_model
@@ -110,14 +108,19 @@ class TrialLog:
         self._try(write)
 
     def _try(self, write: Callable[[], None]) -> None:
-        try:
-            write()
-        except Exception as error:  # noqa: BLE001
-            # A full disk, for instance.
-            logger.warning(
-                "trial %d: nothing more for TensorBoard in %s (%s)", self._number, self._path, error
-            )
+        # A full disk, for instance.
+        if not _or_warn(write, self._number, f"nothing more in {self._path}"):
             self._writer = None
+
+
+def _or_warn(write: Callable[[], None], trial: int, lost: str) -> bool:
+    """Whether it was written; if not, what is lost is said."""
+    try:
+        write()
+    except Exception as error:  # noqa: BLE001
+        logger.warning("trial %d: TensorBoard has %s (%s)", trial, lost, error)
+        return False
+    return True
 
 
 def augmented_batch(parameters: Mapping[str, Any], context: TrialContext) -> Tensor:

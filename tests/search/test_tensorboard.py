@@ -84,7 +84,24 @@ def test_what_cannot_be_written_is_said_once_and_costs_the_trial_nothing(
     with caplog.at_level(logging.WARNING, "search.tensorboard"):
         assert len(logged(TrialLog(tmp_path / "file", 0, PARAMETERS, True), context)) == 2
     (record,) = caplog.records
-    assert "trial 0: nothing more for TensorBoard in" in record.getMessage()
+    assert "trial 0: TensorBoard has nothing more in" in record.getMessage()
+
+
+def test_a_picture_that_fails_is_said_and_costs_no_curves(
+    context: TrialContext,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_memory(*_: object) -> None:
+        raise MemoryError("none left")
+
+    monkeypatch.setattr("search.tensorboard.augmented_batch", no_memory)
+    with caplog.at_level(logging.WARNING, "search.tensorboard"):
+        logged(TrialLog(tmp_path, 0, PARAMETERS, True), context)
+    (record,) = caplog.records
+    assert record.getMessage() == "trial 0: TensorBoard has no picture (none left)"
+    assert len(read(tmp_path / "trial-0000").Scalars("accuracy/validation")) == 2
 
 
 def test_a_resumed_trial_hides_what_was_written_after_its_last_whole_epoch(
