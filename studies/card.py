@@ -118,8 +118,15 @@ def _front_matter(
             "    metrics:",
         ]
     for kind, what, value in measured:
-        lines += [f"    - type: {kind}", f"      value: {value!r}", f"      name: {quoted(what)}"]
+        lines += [f"    - type: {kind}", f"      value: {_number(value)}"]
+        lines += [f"      name: {quoted(what)}"]
     return [*lines, "---"]
+
+
+def _number(value: float) -> str:
+    """As YAML 1.1 has it, to which 5e-05, without a point, is text."""
+    text = repr(value)
+    return text if "." in text else text.replace("e", ".0e")
 
 
 def _title(description: Mapping[str, Any]) -> str:

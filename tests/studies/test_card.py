@@ -70,6 +70,14 @@ def test_the_figures_of_an_evaluation_are_in_the_front_matter_and_the_text() -> 
         assert line in text
 
 
+@pytest.mark.parametrize("measured", [0.0, 5e-05, 1.25e-05, 1 / 3, 0.7, 1.0])
+def test_a_value_in_the_front_matter_is_the_number_in_full(measured: float) -> None:
+    found = front_matter(model_card({**DESCRIPTION, "test_accuracy": measured}, "best"))
+    metric, _ = found["model-index"][0]["results"][0]["metrics"]
+    assert type(metric["value"]) is float
+    assert metric["value"] == measured
+
+
 @pytest.mark.parametrize("measured", [None, float("nan")])
 def test_what_was_not_measured_is_not_in_the_front_matter(measured: float | None) -> None:
     unknown = {"test_accuracy": measured, "test_accuracy_with_flips": measured}
