@@ -1,14 +1,11 @@
-"""The hyperparameters of the default trial: names, the notebook's values, what is possible."""
+"""The hyperparameters of the default trial: names, the notebook's values, what is possible.
+
+PyTorch is imported only where a value is checked: a misspelt name is refused without.
+"""
 
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
-
-from data.augment import PARTS, is_augmentation
-from data.mix import MIXINGS
-from model.layers import LAYERS
-from model.optimizers import OPTIMIZERS, SCHEDULES
-from model.resnet import BLOCKS_PER_STAGE, INITIALIZATIONS, POOLINGS
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +59,12 @@ class Hyperparameters:
     """torch's: the weight of the latest batch in the running statistics."""
 
     def __post_init__(self) -> None:
+        from data.augment import PARTS, is_augmentation
+        from data.mix import MIXINGS
+        from model.layers import LAYERS
+        from model.optimizers import OPTIMIZERS, SCHEDULES
+        from model.resnet import BLOCKS_PER_STAGE, INITIALIZATIONS, POOLINGS
+
         _check_choice("optimizer", self.optimizer, OPTIMIZERS)
         _check_choice("schedule", self.schedule, SCHEDULES)
         _check_choice("mixing", self.mixing, MIXINGS)
@@ -107,7 +110,7 @@ def _check_choice(name: str, value: object, choices: Collection[Any]) -> None:
 HYPERPARAMETER_NAMES = tuple(field.name for field in fields(Hyperparameters))
 FRACTIONAL = frozenset(field.name for field in fields(Hyperparameters) if field.type is float)
 """Those that are not whole numbers or choices."""
-NOTEBOOK: Mapping[str, Any] = asdict(Hyperparameters())
+NOTEBOOK: Mapping[str, Any] = {field.name: field.default for field in fields(Hyperparameters)}
 """The configuration that the project began with: every study's own baseline."""
 REFERENCE: Mapping[str, Any] = {
     "optimizer": "muon",
@@ -131,7 +134,16 @@ def parse_hyperparameters(parameters: Mapping[str, Any]) -> Hyperparameters:
         ValueError: a name is unknown or a value impossible; the message says what would do.
     """
     for name in parameters:
-        if name not in HYPERPARAMETER_NAMES:
-            known = ", ".join(HYPERPARAMETER_NAMES)
-            raise ValueError(f"unknown hyperparameter {name!r}; known are {known}")
+        check_name(name)
     return Hyperparameters(**parameters)
+
+
+def check_name(name: str) -> None:
+    """Check a name alone.
+
+    Raises:
+        ValueError: it is unknown; the message says which are known.
+    """
+    if name not in HYPERPARAMETER_NAMES:
+        known = ", ".join(HYPERPARAMETER_NAMES)
+        raise ValueError(f"unknown hyperparameter {name!r}; known are {known}")

@@ -221,12 +221,13 @@ def run(
     # From the cheapest to the dearest: what cannot be run is refused before PyTorch is imported.
     overrides = _overrides(trials, minutes, name, data, warm_start, settings or [])
     if is_study_file(study):
-        config = _study_file(study, overrides)
+        config = _checked_study_file(study, overrides)
         from studies.storage import open_storage
-        from studies.study import continues
+        from studies.study import continues, earlier_study
 
         with_storage = open_storage(storage, create=True)
-        continues(with_storage, config)
+        if not continues(with_storage, config):
+            earlier_study(with_storage, config)
     else:
         from studies.storage import open_storage
         from studies.study import stored_config
@@ -295,6 +296,14 @@ def _study_file(study: str, overrides: dict[str, Any]) -> "StudyConfig":
     return load_study_file(study, overrides)
 
 
+def _checked_study_file(study: str, overrides: dict[str, Any]) -> "StudyConfig":
+    from search.space import check_names
+
+    config = _study_file(study, overrides)
+    check_names(config, study)
+    return config
+
+
 @app.command()
 def worker(
     study: StudyArgument,
@@ -320,13 +329,14 @@ def worker(
     The study is joined if it exists, and created if STUDY is a study file.
     """
     _check_tensorboard(tensorboard)
-    from search.run import WorkerOptions, run_worker
     from studies.config import is_study_file
+
+    overrides = _overrides(None, None, None, data, warm_start, [])
+    config = _checked_study_file(study, overrides) if is_study_file(study) else None
+    from search.run import WorkerOptions, run_worker
     from studies.patience import Patience
     from studies.storage import open_storage
 
-    overrides = _overrides(None, None, None, data, warm_start, [])
-    config = _study_file(study, overrides) if is_study_file(study) else None
     _log_to_terminal()
     patience = Patience(storage_patience)
     with_storage = open_storage(storage, create=config is not None, patience=patience)
@@ -485,10 +495,9 @@ def export(
     _check_export(best, trial, graphs, with_preprocessing)
     from studies.chosen import choose
     from studies.export import check_output
-    from studies.storage import open_storage
     from studies.study import open_study
 
-    opened = open_study(_study_name(study), open_storage(storage))
+    opened = open_study(_study_name(study), storage)
     # What there is not, is said without PyTorch.
     choose(opened, best, trial)
     check_output(output)
@@ -551,10 +560,9 @@ def report(
 
     It can be written at any time, also while the study runs.
     """
-    from studies.storage import open_storage
     from studies.study import open_study
 
-    opened = open_study(_study_name(study), open_storage(storage))
+    opened = open_study(_study_name(study), storage)
     _log_to_terminal(logging.WARNING)
     from search.run_report import report_study
 
@@ -624,11 +632,10 @@ def enqueue(
     """Let the next free worker of an existing study try a configuration of yours."""
     from search.enqueue import enqueue_trial
     from studies.config import parse_assignment
-    from studies.storage import open_storage
     from studies.study import open_study
 
     _log_to_terminal(logging.WARNING)
-    opened = open_study(_study_name(study), open_storage(storage))
+    opened = open_study(_study_name(study), storage)
     queued = enqueue_trial(opened, dict(parse_assignment(item) for item in assignments))
     print(printable(queued))
 
@@ -646,10 +653,9 @@ def replay(
 
     Exit code 0 if they are identical, 1 if not.
     """
-    from studies.storage import open_storage
     from studies.study import open_study
 
-    opened = open_study(_study_name(study), open_storage(storage))
+    opened = open_study(_study_name(study), storage)
     _log_to_terminal()
     from dataclasses import asdict
 
@@ -719,7 +725,6 @@ def evaluate(
 
     Each class, calibration, robustness, speed, mistakes and feature maps.
     """
-    from studies.storage import open_storage
     from studies.study import OpenedStudy, best_record, open_study
 
     models: list[Path | OpenedStudy] = []
@@ -727,7 +732,7 @@ def evaluate(
         if Path(item).is_dir():
             models.append(Path(item))
         else:
-            opened = open_study(_study_name(item), open_storage(storage))
+            opened = open_study(_study_name(item), storage)
             best_record(opened)  # Says without PyTorch if there is none.
             models.append(opened)
     _log_to_terminal(logging.WARNING)

@@ -14,7 +14,8 @@ from optuna.distributions import (
 )
 
 from data.errors import UserError
-from studies.config import Parameter, Range, is_same
+from model.hyperparameters import check_name
+from studies.config import DEFAULT_OBJECTIVE, Parameter, Range, StudyConfig, is_same
 from studies.text import as_written
 
 MOST_GRID_TRIALS = 1000
@@ -44,6 +45,21 @@ def examples(parameters: Mapping[str, Parameter]) -> list[tuple[str, Any]]:
             (parameter.low, parameter.high) if isinstance(parameter, Range) else parameter
         )
     ]
+
+
+def check_names(config: StudyConfig, origin: str) -> None:
+    """Check the names in `[space]` for the default objective. Values take PyTorch to check.
+
+    Raises:
+        UserError: a name is unknown to it.
+    """
+    if config.trial.objective != DEFAULT_OBJECTIVE:
+        return
+    for name in config.space:
+        try:
+            check_name(name)
+        except ValueError as error:
+            raise UserError(f"{origin}: space.{name}: {error}") from error
 
 
 def nearest_known(space: Space, configuration: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from studies.config import DEFAULT_OBJECTIVE, StudyConfig, is_fixed
 from studies.confirmation import confirmation_of
 from studies.ownership import OwnedStorage
 from studies.results import TrialRecord, rank
-from studies.study import WARM_START, OpenedStudy, open_study
+from studies.study import WARM_START, OpenedStudy, earlier_study
 
 STARTS = 3
 """How many of the earlier study's configurations are tried again."""
@@ -53,14 +53,9 @@ def plan_warm_start(
         UserError: there is no such study, it has no complete trial, or the two have no parameter
             in common.
     """
-    name = config.sampler.warm_start
-    assert name is not None
-    earlier = open_study(name, storage)
-    records = earlier.records
-    if not rank(records):
-        raise UserError(
-            f"study {name!r}: no trial is complete yet, so there is nothing to start from"
-        )
+    earlier = earlier_study(storage, config)
+    assert earlier is not None
+    name, records = earlier.config.name, earlier.records
     space = make_space(config.space)
     points = [
         nearest_known(space, _all_parameters(earlier.config, item))

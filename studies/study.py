@@ -252,6 +252,23 @@ def continues(storage: BaseStorage, config: StudyConfig) -> bool:
     return is_there
 
 
+def earlier_study(storage: BaseStorage, config: StudyConfig) -> OpenedStudy | None:
+    """The study that a new one is to start from, if it names one.
+
+    Raises:
+        UserError: there is none of that name, or no trial of it is complete.
+    """
+    name = config.sampler.warm_start
+    if name is None:
+        return None
+    earlier = open_study(name, storage)
+    if not rank(earlier.records):
+        raise UserError(
+            f"study {name!r}: no trial is complete yet, so there is nothing to start from"
+        )
+    return earlier
+
+
 def check_data(opened: OpenedStudy, data_digest: str) -> None:
     """Refuse data that are not those of the study.
 

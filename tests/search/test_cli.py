@@ -89,6 +89,13 @@ def test_the_version_is_printed() -> None:
     ("arguments", "said"),
     [
         (["run", "quickstart", "--set", "trial.epochs=0"], "trial.epochs: must be at least 1"),
+        (["run", "quickstart", "--set", "space.lr=1"], "space.lr: unknown hyperparameter 'lr'"),
+        (["worker", "misspelt.toml"], "space.lr: unknown hyperparameter 'lr'"),
+        (["run", "quickstart", "--name", "b", "--warm-start", "nope"], "no study 'nope'"),
+        (
+            ["run", "quickstart", "--name", "b", "--warm-start", "quickstart"],
+            "study 'quickstart': no trial is complete yet",
+        ),
         (["run", "quickstart", "--set", "trial.epochs=11"], "trial.epochs: the study has 10"),
         (["run", "nope"], "no study 'nope' in this storage; there: quickstart"),
         (["export", "nope", "--output", "best"], "no study 'nope'"),
@@ -103,7 +110,11 @@ def test_what_cannot_be_done_is_refused_before_pytorch_is_imported(
     create_or_continue(
         open_storage(url, create=True), load_study_file("quickstart"), "0" * 16, enqueued=[]
     )
-    for name in [name for name in sys.modules if name.partition(".")[0] in ("torch", "search")]:
+    monkeypatch.chdir(tmp_path)
+    misspelt = 'name = "misspelt"\n[space]\nlr = 1\n[budget]\ntrials = 1\n'
+    (tmp_path / "misspelt.toml").write_text(misspelt)
+    own = ("torch", "search", "model")
+    for name in [name for name in sys.modules if name.partition(".")[0] in own]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "torch", None)  # An import of it is an error from here on.
     cli = importlib.import_module("search.cli")
