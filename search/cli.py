@@ -406,6 +406,8 @@ def status(
         total = opened.config.budget.trials
         of_all = f"{summary.finished} of " if total else ""
         finished = f"{of_all}{counted(total or summary.finished, 'trial')} finished"
+        if name != names[0]:
+            console.print()
         console.print(Text.assemble((name, "bold"), f"  {finished}"))
         earlier = started_from(opened)
         if earlier:

@@ -103,10 +103,9 @@ def counts_line(summary: Summary) -> Text:
         (summary.running, "running", "cyan"),
         (summary.waiting, "waiting", "blue"),
     ]
-    text = Text()
-    for count, name, color in counts:
-        text.append(f"{count} {name}   ", style=color if count else "dim")
-    return text
+    return Text("  ").join(
+        Text(f"{count} {name}", style=color if count else "dim") for count, name, color in counts
+    )
 
 
 def _best(summary: Summary, config: StudyConfig) -> Text:
@@ -122,7 +121,7 @@ def _best(summary: Summary, config: StudyConfig) -> Text:
 
 
 def _workers(view: View, elsewhere: Sequence[TrialRecord]) -> Table:
-    table = Table(box=None, padding=(0, 2), pad_edge=False, header_style="dim")
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     table.add_column("worker")
     for name in ("trial", "epoch", "validation", "images/s", "time left"):
         table.add_column(name, justify="right")
@@ -192,7 +191,7 @@ def readable_parameters(record: TrialRecord, config: StudyConfig) -> str:
 
 def results_table(records: Sequence[TrialRecord], config: StudyConfig, top: int) -> Table:
     """The best trials, one a line."""
-    table = Table(box=None, padding=(0, 2), pad_edge=False, header_style="dim")
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     for name in ("trial", "validation", "epochs"):
         table.add_column(name, justify="right")
     table.add_column("parameters")
