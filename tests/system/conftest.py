@@ -1,7 +1,8 @@
-"""A real browser, which Debian's package `chromium` or Google's brings."""
+"""A real browser, which Debian's package `chromium` or Google's brings; a process's signals."""
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -21,3 +22,13 @@ def browser() -> Iterator[Browser]:
         )
         yield started
         started.close()
+
+
+@pytest.fixture
+def signals() -> Iterator[None]:
+    """A worker keeps those of its process."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)

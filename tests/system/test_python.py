@@ -2,7 +2,6 @@
 
 import re
 import signal
-from collections.abc import Iterator
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -20,16 +19,6 @@ from tests.system.trained import trained_study
 
 PAGE = Path(__file__).parents[2] / "docs" / "python.md"
 SNIPPETS = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-
-
-@pytest.fixture
-def signals() -> Iterator[None]:
-    """A worker keeps those of its process."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
-    before = [signal.getsignal(number) for number in numbers]
-    yield
-    for number, handler in zip(numbers, before, strict=True):
-        signal.signal(number, handler)
 
 
 @pytest.mark.usefixtures("signals")
