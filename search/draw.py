@@ -11,7 +11,7 @@ from pathlib import Path
 from optuna.trial import TrialState
 
 from search.export import baseline_record
-from studies.artifacts import EVALUATED, study_rows, trial_rows
+from studies.artifacts import EVALUATED, EVALUATION, study_rows, trial_rows
 from studies.checkpoints import CheckpointDirectory, weights_name
 from studies.ownership import OwnedStorage
 from studies.patience import reason
@@ -116,13 +116,16 @@ def offer_evaluation(opened: OpenedStudy, root: Path, files: Mapping[str, bytes]
     """
     with _at_most_warning("the evaluation is not offered in the dashboard"):
         folder = Folder(opened.directory(root) / EVALUATED)
+        gone = EVALUATION - files.keys()
+        for name in gone:
+            folder.remove(name)
         for name, content in files.items():
             folder.write(name, content)
-        _offer(opened, files)
+        _offer(opened, files, gone)
 
 
-def _offer(opened: OpenedStudy, names: Iterable[str]) -> None:
-    for key, value in study_rows(opened, names).items():
+def _offer(opened: OpenedStudy, names: Iterable[str], gone: Iterable[str] = ()) -> None:
+    for key, value in study_rows(opened, names, gone).items():
         opened.storage.set_study_system_attr(opened.study._study_id, key, value)
 
 

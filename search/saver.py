@@ -25,6 +25,8 @@ WITHOUT_STATE = (
     "epoch"
 )
 
+NOT_OURS = "trial %d: its last epoch is not written, since nobody knew whose it was"
+
 logger = logging.getLogger(__name__)
 
 
@@ -63,6 +65,9 @@ class Saver:
         traceback: TracebackType | None,
     ) -> None:
         self._thread.shutdown()
+        # Who loses the trial hears of that.
+        if kind is None and self._pending and any(self._pending.result()):
+            logger.warning(NOT_OURS, self._number)
 
     def keep(self, result: EpochResult, best: bool, accuracies: tuple[float, ...] | None) -> None:
         """Copy the weights, if they are the best, and the state, if accuracies are given.
@@ -96,15 +101,20 @@ class Saver:
         Returns:
             What may not be written.
         """
-        if checkpoint and self._is_ours():
+        not_ours: tuple[Checkpoint | None, Resumable | None] = (None, None)
+        if checkpoint:
             with self._warning(self._weights, WITHOUT_WEIGHTS):
-                self._checkpoints.save(self._number, checkpoint)
-            checkpoint = None
-        if resumable and self._is_ours():
+                if self._is_ours():
+                    self._checkpoints.save(self._number, checkpoint)
+                else:
+                    not_ours = (checkpoint, None)
+        if resumable:
             with self._warning(state_name(self._number, len(resumable.accuracies)), WITHOUT_STATE):
-                self._checkpoints.save_state(self._number, resumable)
-            resumable = None
-        return checkpoint, resumable
+                if self._is_ours():
+                    self._checkpoints.save_state(self._number, resumable)
+                else:
+                    not_ours = (not_ours[0], resumable)
+        return not_ours
 
     @contextmanager
     def _warning(self, name: str, message: str) -> Iterator[None]:

@@ -129,15 +129,15 @@ class Worker:
 
     def _have(self, trial_id: int) -> None:
         """Run a trial that was claimed. From here on its heart beats."""
+        name = f"the trial of identity {trial_id}"
         try:
             with beating_heart(self.storage, trial_id, self.lost_trials):
-                self._run(self.patience.call(lambda: self._trial(trial_id), self._may_wait))
+                trial = self.patience.call(lambda: self._trial(trial_id), self._may_wait)
+                name = f"trial {trial.number}"
+                self._run(trial)
         except (NotOwned, optuna.exceptions.UpdateFinishedTrialError):
             # Its heartbeat stopped for too long, for instance while a laptop was asleep.
-            trial = self.patience.call(lambda: self.storage.get_trial(trial_id), self._may_wait)
-            logger.warning(
-                "trial %d: this worker was taken for dead and has it no longer", trial.number
-            )
+            logger.warning("%s: this worker was taken for dead and has it no longer", name)
         finally:
             self.storage.forget(trial_id)
 
@@ -170,7 +170,7 @@ class Worker:
             checkpoints=self.checkpoints,
             stop=self.stop,
             reports=reports,
-            is_ours=partial(self.storage.is_ours, trial._trial_id),
+            is_ours=lambda: self._is_ours(trial._trial_id),
             patience=Patience(self.patience.seconds, of=CHECKPOINTS),
             log=TrialLog(
                 self.tensorboard,
@@ -198,6 +198,11 @@ class Worker:
         if outcome.end is End.FAILED:
             free_memory(self.device)
         self.patience.call(self._tidy, may_wait)
+
+    def _is_ours(self, trial_id: int) -> bool:
+        # Training would stand still while each file waits for a database that does not answer.
+        ask = self.storage.holds if self.patience.trouble else self.storage.is_ours
+        return ask(trial_id)
 
     def _begin(self, trial: Trial, reports: Reports) -> tuple[dict[str, Any], TrialContext]:
         config = self.opened.config

@@ -63,10 +63,17 @@ def trial_rows(
     return {key: value for key, value in rows.items() if stored.get(key) != value}
 
 
-def study_rows(opened: OpenedStudy, names: Iterable[str]) -> dict[str, str]:
-    """The attributes that offer files of the exported model or of an evaluation."""
+def study_rows(
+    opened: OpenedStudy, names: Iterable[str], gone: Iterable[str] = ()
+) -> dict[str, str]:
+    """The attributes that offer files of the exported model or of an evaluation.
+
+    Args:
+        gone: those that are not there any more.
+    """
     identities = {file_id(opened.identity, name): name for name in names}
-    return {f"{OF_STUDY}{key}": _described(key, name) for key, name in identities.items()}
+    rows = {f"{OF_STUDY}{key}": _described(key, name) for key, name in identities.items()}
+    return rows | {f"{OF_STUDY}{file_id(opened.identity, name)}": NONE for name in gone}
 
 
 def _described(identity: str, name: str) -> str:

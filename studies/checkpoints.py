@@ -132,6 +132,8 @@ class CheckpointDirectory:
             TypeError, AttributeError, PicklingError: there is something else in the state than
                 tensors, numbers, text and containers of them.
         """
+        # First, as all else may take minutes: what another worker adds meanwhile is not ours.
+        states = self._states(trial_number)
         epoch = len(resumable.accuracies)
         file = io.BytesIO()
         file.write(bytes(DIGEST_SIZE))
@@ -139,8 +141,6 @@ class CheckpointDirectory:
         torch.save({**fields, "state": resumable.state}, file)
         content = file.getbuffer()
         content[:DIGEST_SIZE] = sha256(content[DIGEST_SIZE:]).digest()
-        # Before it is written, which may take minutes: what another worker adds then is not ours.
-        states = self._states(trial_number)
         self.store.write(state_name(trial_number, epoch), content)
         # One of a later epoch is of an attempt that could not go on, and was begun anew.
         kept = sorted(other for other in {*states, epoch} if other <= epoch)[-STATES:]

@@ -43,7 +43,7 @@ from studies.standing import Ended, Reach, Standing
 READING: Mapping[str, Any] = {"reading": True}
 """The execution option of a connection that writes nothing; see `studies.storage`."""
 
-UNREADABLE = (ValueError, LookupError, TypeError, RecursionError)
+UNREADABLE = (ValueError, LookupError, TypeError, ArithmeticError, AssertionError, RecursionError)
 """What Optuna raises of a row that is not as it writes them."""
 
 logger = logging.getLogger(__name__)
@@ -202,7 +202,8 @@ class DatabaseStorage(OwnedStorage, RDBStorage):
             if if_silent and not self._is_silent(session, trial_id):
                 return False
             if unreadable:
-                # Whoever took it would stumble over it; and it is not to run for ever.
+                # Whoever took it would stumble over it, and so does whoever reads the study.
+                self._clear(session, trial_id)
                 self._fail(session, trial_id, unreadable)
                 logger.warning("the trial of identity %d has failed: %s", trial_id, unreadable)
                 return False
@@ -219,6 +220,18 @@ class DatabaseStorage(OwnedStorage, RDBStorage):
             else:
                 self._set_state(session, trial_id, state=TrialState.WAITING)
         return True
+
+    def _clear(self, session: Session, trial_id: int) -> None:
+        """Remove all that is stored of a trial but its number and its heartbeat."""
+        for model in (
+            models.TrialParamModel,
+            models.TrialUserAttributeModel,
+            models.TrialSystemAttributeModel,
+            models.TrialIntermediateValueModel,
+            models.TrialValueModel,
+        ):
+            session.execute(sqlalchemy.delete(model).where(model.trial_id == trial_id))
+        self._set_state(session, trial_id, datetime_start=None)
 
     def _fail(self, session: Session, trial_id: int, error: str) -> None:
         self._put_attributes(session, trial_id, {OWNER: None, ERROR: error})

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import optuna
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as NoFreeConnection
 
 from studies.text import without_passwords
@@ -98,8 +98,10 @@ def is_transient(error: BaseException) -> bool:
     code = getattr(found.orig, "sqlstate", None)
     if code:
         return str(code).startswith(TRANSIENT_CLASSES) or code == READ_ONLY
-    is_operational = type(found.orig).__name__ == "OperationalError"
-    return is_operational and not any(text in str(found.orig) for text in LASTING)
+    # A connection that is refused, or not answered in time.
+    return isinstance(found, OperationalError) and not any(
+        text in str(found.orig) for text in LASTING
+    )
 
 
 def _database_error(error: BaseException) -> BaseException:

@@ -255,10 +255,13 @@ def main() -> int:
             night.say(f"{'ok' if holds else 'NOT'}  {text}")
             all_hold &= holds
         log = (directory / "log").read_text()
-        night.say(f"{'NOT' if 'Traceback' in log else 'ok'}  no traceback in the log")
+        traceback = log.find("Traceback")
+        night.say(f"{'ok' if traceback < 0 else 'NOT'}  no traceback in the log")
+        if traceback >= 0:
+            print(log[max(traceback - 1_000, 0) :][:5_000], file=sys.stderr)
         if not all_hold:
             print(log[-20_000:], file=sys.stderr)
-    return 0 if all_hold and "Traceback" not in log else 1
+    return 0 if all_hold and traceback < 0 else 1
 
 
 if __name__ == "__main__":

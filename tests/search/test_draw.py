@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState, create_trial
 from optuna_dashboard._custom_plot_data import get_plotly_graph_objects
+from optuna_dashboard.artifact._backend import list_study_artifacts
 
 import search.draw
 from search.draw import draw, drawn_now_and_then, offer_evaluation
@@ -136,6 +137,17 @@ def test_a_drawing_that_failed_is_made_up_for_when_another_trial_has_ended(
     assert shown(opened) == 0, "a minute has not passed"
     draw(opened, storage, checkpoints, 0.0)
     assert shown(opened) == 6
+
+
+def test_an_evaluation_takes_the_place_of_the_one_before(
+    opened: OpenedStudy, tmp_path: Path
+) -> None:
+    offer_evaluation(opened, tmp_path, {"evaluation.json": b"{}", "mistakes.png": b"a picture"})
+    offer_evaluation(opened, tmp_path, {"evaluation.json": b"{}"})
+    offered = list_study_artifacts(opened.storage.get_study_system_attrs(1))
+    assert [item["filename"] for item in offered] == ["evaluation.json"]
+    (file,) = tmp_path.glob("*/evaluation/*")
+    assert file.name == "evaluation.json"
 
 
 def test_an_evaluation_that_cannot_be_kept_with_its_study_is_said_and_that_is_all(

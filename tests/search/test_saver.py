@@ -1,4 +1,4 @@
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,6 +43,26 @@ def test_a_state_that_cannot_be_copied_is_warned_of(
         saver.write()
     (message,) = caplog.messages
     assert f"written ({tmp_path / 'trial-00003-epoch-00001.state'}: TypeError: " in message
+
+
+def nobody_knows() -> bool:
+    raise KeyError("owner")
+
+
+@pytest.mark.parametrize(
+    ("is_ours", "said"),
+    [
+        (lambda: False, "its last epoch is not written, since nobody knew whose it was"),
+        (nobody_knows, "its state cannot be written"),
+    ],
+)
+def test_a_last_epoch_that_may_not_be_written_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, is_ours: Callable[[], bool], said: str
+) -> None:
+    with Saver(CheckpointDirectory(Folder(tmp_path)), 3, is_ours) as saver:
+        saver.keep(result({}, {"epoch": 1}), best=False, accuracies=(0.5,))
+        saver.write()
+    assert said in caplog.text
 
 
 def test_what_may_not_be_written_yet_is_kept_unless_there_is_better(tmp_path: Path) -> None:

@@ -257,8 +257,7 @@ def test_a_running_trial_that_cannot_be_read_stops_no_worker(
     """Its worker is gone, and somebody has written what Optuna does not understand."""
     monkeypatch.setattr("search.lost.SUSPICION_SECONDS", 0.0)
     storage = open_database(f"sqlite:///{tmp_path / 'a.db'}", create=True)
-    settings = {"sampler.name": "random", "pruner.name": "none", "budget.trials": 3}
-    worker = make_worker(storage, tmp_path, data_cache, {}, **settings)
+    worker = make_worker(storage, tmp_path, data_cache, {}, **{"budget.trials": 3})
     assert open_database(storage.url).take(1)
     forget_heartbeats(storage)
     with storage.engine.begin() as connection:
@@ -296,6 +295,41 @@ def test_a_checkpoint_that_was_to_be_written_before_a_long_pause_replaces_none_o
 
     replace(worker, objective=train, stop=stop).work()
     assert worker.checkpoints.load(0).epoch == 9
+
+
+def test_a_trial_that_is_another_s_and_cannot_be_read_stops_no_worker(
+    tmp_path: Path, data_cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage = open_database(f"sqlite:///{tmp_path / 'a.db'}", create=True)
+    theirs, stop = open_database(storage.url), StopRequest(grace_seconds=3600)
+
+    def train(parameters: Mapping[str, Any], context: TrialContext) -> Iterator[EpochResult]:
+        if theirs.take_away(1, storage.owner(1), 3, "silence"):
+            assert theirs.take(1)
+            with storage.engine.begin() as connection:
+                connection.exec_driver_sql(
+                    "UPDATE trial_user_attributes SET value_json = '{' WHERE key <> 'owner'"
+                )
+        else:
+            stop._handle(2, None)
+        return poor(parameters, context)
+
+    settings = {"sampler.name": "random", "pruner.name": "none"}
+    worker = make_worker(storage, tmp_path, data_cache, {}, **settings)
+    replace(worker, objective=train, stop=stop).work()
+    assert "trial 0: this worker was taken for dead and has it no longer" in caplog.messages
+    assert stop.requested, "it has gone on with another"
+
+
+def test_while_the_database_is_silent_it_is_not_asked_before_each_file(
+    storage: OwnedStorage, tmp_path: Path, data_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = make_worker(storage, tmp_path, data_cache, {})
+    assert storage.take(1)
+    monkeypatch.setattr(storage, "is_ours", lambda _: False)
+    assert not worker._is_ours(1)
+    worker.patience.trouble = "connection timeout expired"
+    assert worker._is_ours(1), "by its last heartbeat"
 
 
 class Troubled:

@@ -102,14 +102,19 @@ def test_states_of_an_attempt_that_was_begun_anew_go(directory: CheckpointDirect
     assert len(loaded.accuracies) == 1
 
 
-def test_states_that_its_new_worker_adds_while_a_late_one_is_written_stay(tmp_path: Path) -> None:
-    class Late(Folder):
-        def write(self, name: str, content: bytes | memoryview) -> None:
-            save_states(CheckpointDirectory(Folder(tmp_path)), 3, 3, 4)
-            super().write(name, content)
+def test_states_that_its_new_worker_adds_while_a_late_one_is_written_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints, save = CheckpointDirectory(Folder(tmp_path)), torch.save
 
-    save_states(CheckpointDirectory(Folder(tmp_path)), 3, 1)
-    save_states(CheckpointDirectory(Late(tmp_path)), 3, 2)
+    def late(what: object, file: io.BytesIO) -> None:
+        monkeypatch.undo()
+        save_states(checkpoints, 3, 3, 4)
+        save(what, file)
+
+    save_states(checkpoints, 3, 1)
+    monkeypatch.setattr(torch, "save", late)
+    save_states(checkpoints, 3, 2)
     loaded = CheckpointDirectory(Folder(tmp_path)).load_state(3)
     assert loaded is not None
     assert len(loaded.accuracies) == 4

@@ -400,6 +400,8 @@ def test_stored_attributes_of_another_kind_stop_nobody(
     [
         "UPDATE trial_params SET distribution_json = 'Evil'",
         "UPDATE trial_user_attributes SET value_json = '{'",
+        "UPDATE trial_intermediate_values SET intermediate_value = NULL",
+        "UPDATE trial_intermediate_values SET intermediate_value_type = 'INF_POS'",
     ],
 )
 def test_a_silent_trial_that_cannot_be_read_fails_and_the_others_are_taken_back(
@@ -412,7 +414,7 @@ def test_a_silent_trial_that_cannot_be_read_fails_and_the_others_are_taken_back(
     broken, sound = waiting(ours, study), waiting(ours, study)
     for trial in (broken, sound):
         assert ours.take(trial)
-        ours.report(trial, {}, {}, {"rate": (0.1, FloatDistribution(1e-4, 1.0))})
+        ours.report(trial, {1: 0.5}, {}, {"rate": (0.1, FloatDistribution(1e-4, 1.0))})
         without_a_heartbeat(database, trial)
     with database.engine.begin() as connection:
         connection.exec_driver_sql(f"{harm} WHERE trial_id = {broken}")
@@ -427,6 +429,7 @@ def test_a_silent_trial_that_cannot_be_read_fails_and_the_others_are_taken_back(
     (failed,) = theirs.last_ended(study._study_id, 0, 5)
     assert failed.state == TrialState.FAIL
     assert str(failed.error).startswith("what is stored of it cannot be read: ")
+    assert len(study.get_trials()) == 2, "and who reads the whole study is not stopped either"
 
 
 def test_a_trial_that_loses_too_many_workers_has_failed(

@@ -1,3 +1,4 @@
+import socket
 import sqlite3
 import time
 from collections.abc import Callable
@@ -146,6 +147,16 @@ def test_connections_that_were_cut_are_replaced(postgres_url: str, idle: bool) -
         trial = study.ask() if idle else patience.call(study.ask)
         assert trial.number == number
     others.dispose()
+
+
+def test_a_machine_that_does_not_answer_is_waited_for() -> None:
+    """As one that is off, or behind a broken network: it refuses no connection either."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        host, port = silent.getsockname()
+        url = f"postgresql+psycopg://me@{host}:{port}/hpsearch?connect_timeout=2"
+        error = error_of(sqlalchemy.create_engine(url).connect)
+    assert "timeout" in reason(error)
+    assert is_transient(error)
 
 
 def test_what_is_wrong_in_postgresql_is_not_waited_for(postgres_url: str) -> None:
