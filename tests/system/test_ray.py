@@ -42,7 +42,7 @@ from model.trial import EpochResult
 def train(parameters, context):
     before = context.resume["epoch"] if context.resume else 0
     for epoch in range(before + 1, context.epochs + 1):
-        time.sleep(0.1)
+        time.sleep(0.3)
         with open("epochs", "a") as file:
             file.write(f"{parameters['x']} {epoch} {os.getpid()}\\n")
         yield EpochResult(epoch, epoch / 100, 1.0, 100.0, {}, {"epoch": epoch})
