@@ -259,14 +259,14 @@ def _this_command() -> str:
 
 def _check_engine(engine: EngineName, address: str | None) -> None:
     if engine is EngineName.RAY and find_spec("ray") is None:
-        raise UserError("--engine ray: Ray is not installed: pip install 'hpsearch[ray]'")
+        raise UserError("--engine ray: Ray is not installed: pip install -e '.[ray]'")
     if engine is not EngineName.RAY and address is not None:
         raise UserError("--address is that of a Ray cluster: add --engine ray")
 
 
 def _check_tensorboard(directory: Path | None) -> None:
     if directory and find_spec("tensorboard") is None:
-        raise UserError("--tensorboard: it is not installed: pip install 'hpsearch[tensorboard]'")
+        raise UserError("--tensorboard: it is not installed: pip install -e '.[tensorboard]'")
 
 
 def _overrides(
@@ -364,9 +364,12 @@ def status(
     storage: StorageOption = DEFAULT_STORAGE,
 ) -> None:
     """Show how far a study is and its best trials."""
+    from dataclasses import asdict
+
     from rich.text import Text
 
     from search.terminal import SafeConsole
+    from studies.confirmation import mentioned
     from studies.results import as_json as summary_as_json
     from studies.results import rank, summarise
     from studies.storage import open_storage
@@ -390,6 +393,7 @@ def status(
             continue
         records = opened.records
         summary = summarise(records)
+        confirmation = mentioned(opened)
         if as_json:
             document = summary_as_json(summary, rank(records)[:top])
             documents.append(
@@ -397,6 +401,7 @@ def status(
                     "study": name,
                     "trials": opened.config.budget.trials,
                     "warm_start": opened.config.sampler.warm_start,
+                    "confirmed": confirmation and asdict(confirmation.winner),
                     **document,
                 }
             )
@@ -416,6 +421,8 @@ def status(
         console.print(
             results_table(records, opened.config, top) if summary.best else "no trial complete yet"
         )
+        if confirmation:
+            console.print(confirmation.headline)
     if as_json:
         print(json.dumps(documents[0] if study else documents, indent=2))
     elif not names:
@@ -540,7 +547,7 @@ def _check_export(
         raise UserError("--with-preprocessing is for a graph: add --format onnx or torch-export")
     needed = ("onnx", "onnxscript", "onnxruntime")
     if ExportFormat.ONNX in graphs and not all(map(find_spec, needed)):
-        raise UserError("--format onnx: ONNX is not installed: pip install 'hpsearch[onnx]'")
+        raise UserError("--format onnx: ONNX is not installed: pip install -e '.[onnx]'")
 
 
 @app.command()
@@ -855,7 +862,7 @@ def storage_proxy(
         from studies.proxied import address, proxy_secret
         from studies.proxy import THREADS, start, wait
     except ImportError as error:
-        raise UserError("gRPC is not installed: pip install 'hpsearch[proxy]'") from error
+        raise UserError("gRPC is not installed: pip install -e '.[proxy]'") from error
 
     from studies.guard import is_of_this_machine
     from studies.patience import Patience

@@ -60,10 +60,11 @@ def render(view: View) -> RenderableType:
         for record in view.records
         if record.state == "running" and record.number not in local and record.worker
     ]
+    pruner = view.config.pruner.name
     parts: list[RenderableType] = [
         Text.assemble(
             (view.config.name, "bold"),
-            f"  {view.config.sampler.name} sampler, {view.config.pruner.name} pruner, "
+            f"  {view.config.sampler.name} sampler, {'no' if pruner == 'none' else pruner} pruner, "
             f"{view.config.data.source}, {view.storage}",
             overflow="ellipsis",
             no_wrap=True,

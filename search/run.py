@@ -35,6 +35,7 @@ from search.worker import Worker
 from studies.artifacts import EXPORTED
 from studies.checkpoints import CheckpointDirectory, open_checkpoints, reaching
 from studies.config import DEFAULT_OBJECTIVE, SHIPPED, StudyConfig
+from studies.confirmation import mentioned
 from studies.ownership import OwnedStorage
 from studies.patience import CHECKPOINTS, DEFAULT_SECONDS, Patience, StorageLost
 from studies.results import TrialRecord, summarise, utc_now
@@ -330,6 +331,11 @@ def _finish(
     exported = export_best(prepared, checkpoints, output, any_device())
     offer_export(opened, (file.name for file in output.iterdir()))
     console.print(describe(exported))
+    confirmation = mentioned(opened)
+    if confirmation:
+        console.print(
+            f"{confirmation.headline}; hpsearch export {opened.config.name} writes that one"
+        )
     return 1 if troubles else 0
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from search.confirm import Retraining, judge, missing, plan, prepare_confirmation
+from search.draw import offer_export
 from search.export import any_device
 from search.objective import load_objective
 from search.prepare import Prepared, join
@@ -18,8 +19,9 @@ from search.run import (
 from search.run_export import export_confirmed
 from search.stop import signals_as_before
 from search.terminal import SafeConsole
+from studies.artifacts import CONFIRMED
 from studies.checkpoints import CheckpointDirectory, open_checkpoints
-from studies.confirmation import Confirmation, TestResult
+from studies.confirmation import Confirmation, TestResult, spread
 from studies.ownership import OwnedStorage
 from studies.study import OpenedStudy, check_objective, open_study
 
@@ -95,8 +97,9 @@ def _finish_confirmation(
 ) -> int:
     device = any_device()
     confirmation = judge(searched, prepared, retrainings, checkpoints, device)
-    output = searched.directory(options.root) / "confirmed"
+    output = searched.directory(options.root) / CONFIRMED
     export_confirmed(prepared, confirmation, checkpoints, output, device)
+    offer_export(searched, (file.name for file in output.iterdir()))
     console.print(describe_confirmation(confirmation))
     console.print(f"model: {output}")
     console.print(f"  to use it: hpsearch predict {output} IMAGE...")
@@ -106,12 +109,10 @@ def _finish_confirmation(
 def describe_confirmation(confirmation: Confirmation) -> str:
     """What retraining has shown, for people."""
 
-    def spread(mean: float, std: float | None) -> str:
-        return f"{mean:.2%}" if std is None else f"{mean:.2%} ± {std:.2%}"
-
     winner = confirmation.winner
-    seeds = f"{confirmation.seeds} seeds" if confirmation.seeds > 1 else "1 seed"
-    lines = [f"validation accuracy over {seeds} (mean ± standard deviation):"]
+    several = f"{confirmation.seeds} seeds (mean ± standard deviation)"
+    over = several if confirmation.seeds > 1 else "1 seed, too few for an interval"
+    lines = [f"validation accuracy over {over}:"]
     for item in confirmation.candidates:
         claim = "" if item.claimed is None else f", the search had claimed {item.claimed:.2%}"
         lost = f" ({item.diverged} diverged, counted as 0)" if item.diverged else ""

@@ -24,6 +24,8 @@ from studies.study import IDENTITY, OpenedStudy, open_study
 
 EXPORTED = "best"
 """The folder of the exported model, in that of the study."""
+CONFIRMED = "confirmed"
+"""Likewise, that of the confirmed one: it is offered in place of the other."""
 EVALUATED = "evaluation"
 """The folder of the last evaluation of its best model, likewise."""
 EVALUATION = {"evaluation.html", "evaluation.json", "feature-maps.png", "mistakes.png"}
@@ -129,7 +131,8 @@ class StudyFiles:
                     for name in checkpoints.names()
                     if WEIGHTS_NAME.fullmatch(name)
                 ]
-                for part, known in ((EXPORTED, FILES), (EVALUATED, EVALUATION)):
+                best = CONFIRMED if Folder(folder / CONFIRMED).names() else EXPORTED
+                for part, known in ((best, FILES), (EVALUATED, EVALUATION)):
                     of_part = Folder(folder / part)
                     shown += [(of_part, name) for name in of_part.names() if name in known]
                 for store, name in shown:

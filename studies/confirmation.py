@@ -69,6 +69,18 @@ class Confirmation:
 
     None if either lost a seed: the mean of those that are left is better than what is expected."""
 
+    @property
+    def headline(self) -> str:
+        """What it came to, in a line."""
+        seeds = f"{self.seeds} seeds" if self.seeds > 1 else "1 seed"
+        reached = spread(self.winner.mean, self.winner.std)
+        return f"confirmed: trial {self.winner.trial}, {reached} validation accuracy over {seeds}"
+
+
+def spread(mean: float, std: float | None) -> str:
+    """Mean and standard deviation of accuracies, for people."""
+    return f"{mean:.2%}" if std is None else f"{mean:.2%} ± {std:.2%}"
+
 
 @dataclass(frozen=True, slots=True)
 class Stored:
@@ -98,6 +110,14 @@ def confirmation_of(opened: OpenedStudy) -> Confirmation | None:
         return None
     stored = stored_in(confirming)
     return stored.result if stored else None
+
+
+def mentioned(opened: OpenedStudy) -> Confirmation | None:
+    """The confirmation of a study for who only mentions it: one that cannot be read is none."""
+    try:
+        return confirmation_of(opened)
+    except UserError:
+        return None
 
 
 def stored_in(confirming: OpenedStudy) -> Stored | None:

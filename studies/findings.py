@@ -7,6 +7,7 @@ from typing import Any
 
 from studies.analysis import Step, Surface, importances, progress, surface, varied_parameters
 from studies.config import StudyConfig
+from studies.confirmation import Confirmation, mentioned
 from studies.results import TrialRecord, as_json, for_json, rank, record, summarise
 from studies.study import DATA_DIGEST, VERSIONS, OpenedStudy
 from studies.timeline import Cost, ShownRun, WorkerTime, cost, timeline, worker_times
@@ -20,6 +21,7 @@ class Findings:
     records: Sequence[TrialRecord]
     baseline: TrialRecord | None
     """The notebook's configuration, if the study has it."""
+    confirmation: Confirmation | None
     versions: Mapping[str, str]
     data_digest: str
     now: datetime
@@ -54,6 +56,7 @@ def findings(opened: OpenedStudy, baseline: TrialRecord | None, now: datetime) -
         config=config,
         records=records,
         baseline=baseline,
+        confirmation=mentioned(opened),
         versions=attributes[VERSIONS],
         data_digest=attributes[DATA_DIGEST],
         now=now,
@@ -81,6 +84,7 @@ def as_document(found: Findings, top: int) -> dict[str, Any]:
         "made": found.now,
         **as_json(summarise(found.records), found.ranked[:top]),
         "baseline": found.baseline.number if found.baseline else None,
+        "confirmation": asdict(found.confirmation) if found.confirmation else None,
         "progress": [asdict(step) for step in found.steps],
         "importances": dict(found.importances),
         "pair": asdict(found.surface) if found.surface else None,

@@ -115,12 +115,14 @@ def _top(found: Findings, _: Figures) -> str:
                 [*reached, took, *(readable_value(values.get(name, "")) for name in found.varied)]
             )
         content = table(["trial", "validation", "time", *map(short_name, found.varied)], rows)
+    confirm = f"<code>hpsearch confirm {html.escape(found.config.name)}</code>"
+    again = f"{confirm} trains them again with new seeds."
+    if found.confirmation:
+        again = f"{confirm} has trained them again; {found.confirmation.headline}."
     return section(
         "top",
-        "The ten best trials",
-        "Look for what they have in common. The best of many noisy trials is partly luck: "
-        f"<code>hpsearch confirm {html.escape(found.config.name)}</code> trains them again with "
-        "new seeds.",
+        "The best trials",
+        f"Look for what they have in common. The best of many noisy trials is partly luck: {again}",
         content,
     )
 

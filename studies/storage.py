@@ -93,7 +93,10 @@ def open_database(
     if parsed.get_backend_name() == "sqlite" and not create:
         file = Path(str(parsed.database))
         if not file.exists():
-            raise UserError(f"storage {masked(url)}: no such file yet; hpsearch run makes it")
+            raise UserError(
+                f"storage {masked(url)}: no such file yet; hpsearch run makes it, "
+                "with a study file or one that ships (quickstart, cifar10)"
+            )
     return _opened(url, lambda: _open(parsed, connections), patience)
 
 
@@ -106,7 +109,7 @@ def _opened(url: str, function: Callable[[], T], patience: Patience | None) -> T
         extra = "proxy" if url.startswith(PROXY) else "postgres"
         raise UserError(
             f"storage {masked(url)}: the driver for {url.partition(':')[0]} is not installed; "
-            f"try: pip install 'hpsearch[{extra}]'"
+            f"try: pip install -e '.[{extra}]'"
         ) from error
 
 

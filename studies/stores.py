@@ -195,9 +195,7 @@ def _artifacts(bucket: str) -> "Boto3ArtifactStore":
         from botocore.config import Config
         from botocore.exceptions import BotoCoreError
     except ImportError as error:
-        raise UserError(
-            "--checkpoints: for S3, boto3 is needed: pip install 'hpsearch[s3]'"
-        ) from error
+        raise UserError("--checkpoints: for S3, boto3 is needed: pip install -e '.[s3]'") from error
     from optuna.artifacts import Boto3ArtifactStore
 
     config = Config(

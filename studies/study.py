@@ -236,7 +236,7 @@ def check_settings(opened: OpenedStudy, config: StudyConfig) -> None:
     if different:
         raise UserError(
             f"study {config.name!r} was created with other settings ({'; '.join(different)}); "
-            "give another --name, or undo the change"
+            "give another --name, or undo the change in the file or the options"
         )
 
 

@@ -1,5 +1,6 @@
 """What the tests of several packages share: databases, the real command, small study files."""
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -35,6 +36,21 @@ os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 # Read by cuBLAS once a process, for the tests of what is deterministic on a GPU.
 os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Spread the files of tests/system, whose tests are long, evenly between the others.
+
+    Of the processes that share the tests, each begins with an equal part of this order; if one had
+    all long ones, the others would have nothing to do at the end.
+    """
+    files = [list(file) for _, file in itertools.groupby(items, key=lambda item: item.path)]
+    long = [file for file in files if file[0].path.parent.name == "system"]
+    short = [file for file in files if file[0].path.parent.name != "system"]
+    placed = [
+        (index / len(part), file) for part in (long, short) for index, file in enumerate(part)
+    ]
+    items[:] = [item for _, file in sorted(placed, key=lambda pair: pair[0]) for item in file]
 
 
 @dataclass(frozen=True)

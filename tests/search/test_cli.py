@@ -127,7 +127,7 @@ def test_what_cannot_be_done_is_refused_before_pytorch_is_imported(
     [
         (["export", "x", "--output", "y", "--best", "2", "--trial", "1"], "--best and --trial"),
         (["export", "x", "--output", "y", "--with-preprocessing"], "add --format onnx or torch"),
-        (["export", "x", "--output", "y", "--format", "onnx"], r"pip install 'hpsearch\[onnx\]'"),
+        (["export", "x", "--output", "y", "--format", "onnx"], r"pip install -e '\.\[onnx\]'"),
         (["predict", "x", "a.png", "--json", "--csv"], "--json and --csv: give one of them"),
     ],
 )

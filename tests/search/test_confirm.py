@@ -22,8 +22,10 @@ from search.run_export import export_study
 from studies.checkpoints import Checkpoint, CheckpointDirectory, superfluous, weights_name
 from studies.config import TrialSettings, load_study_file
 from studies.confirmation import Confirmation, confirmation_of
+from studies.findings import findings
 from studies.ownership import OwnedStorage
-from studies.results import CONFIRMS, DIVERGED, SEED, TrialRecord, record
+from studies.report import report_page
+from studies.results import CONFIRMS, DIVERGED, SEED, TrialRecord, record, utc_now
 from studies.storage import open_storage
 from studies.stores import Folder
 from studies.study import OpenedStudy, create_or_continue, open_study, stored_config
@@ -335,6 +337,11 @@ def test_an_answer_that_was_given_is_kept(
     assert found.winner.trial == 2
     assert found.baseline is not None
     assert (found.baseline.seeds, found.difference) == (1, None)
+    searched_too = findings(searched.opened, None, utc_now())
+    assert searched_too.confirmation == found
+    assert f"hpsearch confirm quickstart</code> has trained them again; {found.headline}" in (
+        report_page(searched_too)
+    )
     shown = describe_confirmation(found)
     assert f"test accuracy {found.baseline.mean:.2%} (1 of 2 seeds; 1 diverged)" in shown
     for file in tmp_path.glob("*.safetensors"):

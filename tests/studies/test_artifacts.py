@@ -53,6 +53,10 @@ def test_weights_and_the_exported_model_are_read_and_nothing_else(
     with pytest.raises(HTTPError):
         files.write(file_id(opened.identity, "README.md"), io.BytesIO(b"another"))
     assert read("README.md") == b"a card"
+    confirmed = opened.directory(tmp_path / "var") / "confirmed"
+    confirmed.mkdir()
+    (confirmed / "README.md").write_bytes(b"of the confirmed model")
+    assert read("README.md") == b"of the confirmed model"
 
 
 def test_deleting_a_study_in_the_dashboard_leaves_its_files_and_others(

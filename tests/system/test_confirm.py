@@ -50,7 +50,8 @@ def test_confirm_finds_the_winner_once_and_export_prefers_it(
     assert first.returncode == 0, first.stderr
     found = status("tiny-confirm", url)
     assert found["complete"] == found["finished"] == 4
-    assert status("tiny", url)["finished"] == 3, "the search itself is left as it was"
+    left = status("tiny", url)
+    assert left["finished"] == 3, "the search itself is left as it was"
 
     values: dict[float, list[float]] = {}
     for trial in found["top"]:
@@ -58,6 +59,9 @@ def test_confirm_finds_the_winner_once_and_export_prefers_it(
     means = {rate: statistics.mean(accuracies) for rate, accuracies in values.items()}
     winner = max(means, key=lambda rate: means[rate])
     assert f"{means[winner]:.2%}" in first.stdout
+    assert left["confirmed"]["mean"] == pytest.approx(means[winner])
+    said = hpsearch("status", "tiny", HPSEARCH_STORAGE=url).stdout
+    assert said.splitlines()[-1].startswith(f"confirmed: trial {left['confirmed']['trial']}, ")
     assert "test accuracy" in first.stdout
     assert ("95% confidence interval" in first.stdout) == (winner != 1e-3), "not with itself"
 

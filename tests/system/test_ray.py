@@ -224,7 +224,7 @@ def test_ray_that_is_not_installed_is_said_with_the_remedy(
     path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
     result = hpsearch("run", study, "--engine", "ray", PYTHONPATH=path)
     assert result.returncode == 2
-    assert "hpsearch: --engine ray: Ray is not installed: pip install 'hpsearch[ray]'" in (
+    assert "hpsearch: --engine ray: Ray is not installed: pip install -e '.[ray]'" in (
         result.stderr
     )
 
