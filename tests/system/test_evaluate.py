@@ -5,9 +5,8 @@ import io
 import json
 import re
 import shutil
-import signal
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -228,19 +227,15 @@ def test_of_a_model_that_was_trained_anew_the_curve_is_that_of_the_search(found:
     assert anew.curve == (0.25, 0.5)
 
 
-@pytest.fixture
-def alarm() -> Iterator[None]:
-    """What SIGALRM does, is Ctrl-C."""
-    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
-    yield
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, before)
-
-
-@pytest.mark.usefixtures("alarm")
-def test_ctrl_c_leaves_nothing_behind(place: Place, tmp_path: Path) -> None:
+def test_ctrl_c_leaves_nothing_behind(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     earlier = {file.name for file in place.root.iterdir()}
-    signal.setitimer(signal.ITIMER_REAL, 0.7)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("search.run_evaluate.evaluation_page", interrupted)
     with pytest.raises(KeyboardInterrupt):
         place.run("flowers", output=tmp_path / "new")
     assert list(tmp_path.iterdir()) == []
