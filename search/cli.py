@@ -745,6 +745,9 @@ def evaluate(
             best_record(opened)  # Says without PyTorch if there is none.
             models.append(opened)
     _log_to_terminal(logging.WARNING)
+    if not sys.stderr.isatty():
+        # In place of the bar.
+        logging.getLogger("search.run_evaluate").setLevel(logging.INFO)
     from search.run_evaluate import evaluate_models, in_a_line
 
     found = evaluate_models(models, output, image, directory, checkpoints, data)

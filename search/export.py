@@ -12,6 +12,7 @@ from torch import Tensor
 from data.dataset import Normalisation
 from data.errors import UserError
 from model.evaluate import Accuracies, accuracies, accuracy
+from model.graph import WEIGHTS_FILE
 from model.hyperparameters import parse_hyperparameters
 from model.resnet import ResNet
 from model.train import build_model
@@ -125,7 +126,10 @@ def finish(
     test = None
     if prepared.opened.config.trial.objective == DEFAULT_OBJECTIVE:
         count = len(prepared.dataset.test)
-        logger.info("trial %d: its accuracy on %d test images", best.number, count)
+        name = prepared.opened.config.name
+        logger.info(
+            "trial %d of study %s: its accuracy on %d test images", best.number, name, count
+        )
         model = checked_model(prepared, best, checkpoint, device)
         test = accuracies(model, prepared.dataset.test, prepared.data.normalisation)
     results = {
@@ -212,8 +216,10 @@ def checked_model(
     validation = accuracy(model, data.validation, data.normalisation)
     if round(abs(validation - checkpoint.validation_accuracy) * len(data.validation)) > 0:
         logger.warning(
-            "trial %d: its worker measured %.2f%% on the validation images, this machine %.2f%%",
+            "trial %d of study %s: its worker measured %.2f%% on the validation images, this "
+            "machine %.2f%%",
             best.number,
+            prepared.opened.config.name,
             100 * checkpoint.validation_accuracy,
             100 * validation,
         )
@@ -265,6 +271,7 @@ def describe_trial(
         "data": {
             "source": opened.config.data.source,
             "digest": prepared.dataset.digest,
+            "test_images": len(prepared.dataset.test),
             "classes": list(prepared.data.classes),
             "normalisation": asdict(normalisation),
             "validation_fraction": opened.config.data.validation_fraction,
@@ -331,8 +338,10 @@ def describe(exported: Exported) -> str:
         value = exported.baseline.value or 0
         lines.append(f"  the notebook's configuration (trial 0): validation accuracy {value:.2%}")
     lines.append(f"model: {exported.output}")
-    if exported.differences:
-        compared = ", ".join(f"{file} {far:.2g}" for file, far in exported.differences.items())
+    # The weights are read back as they were, or there is no export.
+    graphs = {file: far for file, far in exported.differences.items() if file != WEIGHTS_FILE}
+    if graphs:
+        compared = ", ".join(f"{file} {far:.2g}" for file, far in graphs.items())
         lines.append(
             f"  largest difference to the network's probabilities of training images: {compared}"
         )

@@ -209,7 +209,12 @@ def _progress(total: int) -> Iterator[Callable[[str], None]]:
         *columns, console=console, transient=True, disable=not sys.stderr.isatty()
     ) as progress:
         task = progress.add_task("evaluating", total=total)
-        yield lambda done: progress.update(task, advance=1, description=done)
+
+        def tell(done: str) -> None:
+            progress.update(task, advance=1, description=done)
+            logger.info("%s: %d of %d done", done, progress.tasks[0].completed, total)
+
+        yield tell
 
 
 def in_a_line(evaluations: Sequence[Evaluation]) -> str:

@@ -24,7 +24,13 @@ from search.retrain import retrain
 from studies.checkpoints import Checkpoint, CheckpointDirectory, open_checkpoints, weights_name
 from studies.chosen import Chosen, choose, of_winner
 from studies.confirmation import Confirmation
-from studies.export import check_output, several_name, write_export, write_exports
+from studies.export import (
+    check_output,
+    replaced_by_export,
+    several_name,
+    write_export,
+    write_exports,
+)
 from studies.results import TrialRecord
 from studies.study import OpenedStudy, best_record, open_study
 
@@ -64,6 +70,9 @@ def export_study(
     if graphs.formats:
         check_default_objective(opened.config, f"--format {min(graphs.formats)}")
     check_output(output)
+    earlier = replaced_by_export(output)
+    if earlier:
+        logger.info("%s: %s is replaced once all is well", output, earlier)
     _warn_of_better(opened, chosen)
     prepared = join(open_study(chosen.study, opened.storage), root, source)
     confirmation = asdict(chosen.confirmation) if chosen.confirmation else None

@@ -58,8 +58,10 @@ def model_card(
 
 def test_accuracies(description: Mapping[str, Any]) -> list[tuple[str, float]]:
     """What was measured on the test images, each with what it is; none if nothing was."""
+    count = description["data"].get("test_images")  # Not in the first exports.
+    images = f"{count:,} images " if count else ""
     found = [
-        ("test (never seen by the search)", description["test_accuracy"]),
+        (f"test ({images}never seen by the search)", description["test_accuracy"]),
         (
             "test, each image averaged with its mirror image",
             description["test_accuracy_with_flips"],

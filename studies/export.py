@@ -62,6 +62,24 @@ def check_output(output: Path) -> None:
         raise UserError(f"{output}: {reason}")
 
 
+def replaced_by_export(output: Path) -> str | None:
+    """What stands at `output` and an export would replace, in words; None if there is nothing.
+
+    It is one that passed `check_output`.
+    """
+    models = [output] if _is_export(output) else sorted(output.glob("*-trial-*"))
+    described = [file for model in models if (file := model / "trial.json").exists()]
+    if not described:
+        return None
+    if len(described) > 1:
+        return f"{len(described)} models"
+    try:
+        description = json.loads(described[0].read_text())
+        return f"the model of trial {description['trial']} of study {description['study']!r}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "a model whose trial.json cannot be read"
+
+
 def _is_export(folder: Path) -> bool:
     if not folder.is_dir():
         return False

@@ -39,18 +39,21 @@ os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Spread the files of tests/system, whose tests are long, evenly between the others.
+    """Put tests of tests/system, which are long, before the others for each process.
 
-    Of the processes that share the tests, each begins with an equal part of this order; if one had
-    all long ones, the others would have nothing to do at the end.
+    Of the processes that share the tests, each begins with an equal part of this order, and who has
+    done his own takes from the end of another's: at the end there are only short ones.
     """
-    files = [list(file) for _, file in itertools.groupby(items, key=lambda item: item.path)]
-    long = [file for file in files if file[0].path.parent.name == "system"]
-    short = [file for file in files if file[0].path.parent.name != "system"]
-    placed = [
-        (index / len(part), file) for part in (long, short) for index, file in enumerate(part)
-    ]
-    items[:] = [item for _, file in sorted(placed, key=lambda pair: pair[0]) for item in file]
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    short = [item for item in items if item.path.parent.name != "system"]
+    system = (item for item in items if item.path.parent.name == "system")
+    long = [list(file) for _, file in itertools.groupby(system, key=lambda item: item.path)]
+    parts = [list(itertools.chain(*long[place::processes])) for place in range(processes)]
+    for place, part in enumerate(parts, start=1):
+        wanted = max(len(items) * place // processes - sum(map(len, parts[:place])), 0)
+        part.extend(short[:wanted])
+        del short[:wanted]
+    items[:] = itertools.chain(*parts)
 
 
 @dataclass(frozen=True)

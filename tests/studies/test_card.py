@@ -113,6 +113,9 @@ def test_the_text_says_how_good_it_is_and_how_to_use_it() -> None:
     assert "test (never seen by the search) | 70.00%" in text
     assert 'load("best")' in text
     assert "hpsearch predict best photo.jpg" in text
+    data = {**DESCRIPTION["data"], "test_images": 1000}
+    text = model_card({**DESCRIPTION, "data": data}, "best")
+    assert "test (1,000 images never seen by the search) | 70.00%" in text
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from studies.export import (
     Model,
     add_evaluation,
     check_output,
+    replaced_by_export,
     several_name,
     write_export,
     write_exports,
@@ -57,6 +58,19 @@ def test_an_earlier_export_is_replaced(tmp_path: Path) -> None:
     assert trial_in(tmp_path / "best") == 8
     assert not (tmp_path / "best" / "model.onnx").exists(), "it was of the other model"
     assert [item.name for item in tmp_path.iterdir()] == ["best"]
+
+
+def test_what_would_be_replaced_is_said(tmp_path: Path) -> None:
+    output = tmp_path / "best"
+    assert replaced_by_export(output) is None
+    write_export(output, model(7))
+    assert replaced_by_export(output) == "the model of trial 7 of study 'flowers'"
+    (output / "trial.json").write_text("[]")
+    assert replaced_by_export(output) == "a model whose trial.json cannot be read"
+    write_exports(output, {several_name(place, 2, 4 - place): model() for place in (1, 2)})
+    assert replaced_by_export(output) == "2 models"
+    (tmp_path / "empty").mkdir()
+    assert replaced_by_export(tmp_path / "empty") is None
 
 
 def test_a_folder_with_something_else_is_not_touched(tmp_path: Path) -> None:

@@ -304,7 +304,11 @@ def test_an_export_and_a_study_side_by_side(
         HPSEARCH_STORAGE=place.url,
     )
     assert result.returncode == 0, result.stderr
-    assert result.stderr == ""
+    # Without a terminal, in place of the bar.
+    told = result.stderr.splitlines()
+    assert len(told) == 2 * STEPS
+    assert told[0].endswith(f"test images: 1 of {2 * STEPS} done")
+    assert told[-1].endswith(f"feature maps: {2 * STEPS} of {2 * STEPS} done")
     assert {file.name for file in tmp_path.iterdir()} == {"other", "other-evaluation"}
     output = tmp_path / "other-evaluation"
     assert {file.name for file in output.iterdir()} == {"evaluation.html", "evaluation.json"}

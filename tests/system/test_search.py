@@ -239,6 +239,10 @@ def test_an_objective_of_one_s_own_is_exported_without_what_is_not_known(
     trial = json.loads((tmp_path / "best" / "trial.json").read_text())
     assert trial["test_accuracy"] is None
     assert trial["objective"] == "objectives:curve"
+    assert "replaced" not in result.stderr
+    again = hpsearch("export", "own", "--output", "best")
+    number = trial["trial"]
+    assert f"best: the model of trial {number} of study 'own' is replaced" in again.stderr
 
 
 @pytest.mark.usefixtures("own_study_searched")
