@@ -101,10 +101,10 @@ def drawn_now_and_then(
         thread.join(LONGEST_JOIN_SECONDS)
 
 
-def offer_export(opened: OpenedStudy, names: Iterable[str]) -> None:
-    """Let the exported model's files be downloaded in the dashboard."""
+def offer_export(opened: OpenedStudy, folder: Path) -> None:
+    """Let the files of the exported model there be downloaded in the dashboard."""
     with _at_most_warning("the exported model is not offered in the dashboard"):
-        _offer(opened, names)
+        _offer(opened, (file.name for file in folder.iterdir()))
 
 
 def offer_evaluation(opened: OpenedStudy, root: Path, files: Mapping[str, bytes]) -> None:

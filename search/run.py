@@ -329,7 +329,7 @@ def _finish(
         return 1
     output = opened.directory(options.root) / EXPORTED
     exported = export_best(prepared, checkpoints, output, any_device())
-    offer_export(opened, (file.name for file in output.iterdir()))
+    offer_export(opened, output)
     console.print(describe(exported))
     confirmation = mentioned(opened)
     if confirmation:

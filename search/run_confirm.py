@@ -99,7 +99,7 @@ def _finish_confirmation(
     confirmation = judge(searched, prepared, retrainings, checkpoints, device)
     output = searched.directory(options.root) / CONFIRMED
     export_confirmed(prepared, confirmation, checkpoints, output, device)
-    offer_export(searched, (file.name for file in output.iterdir()))
+    offer_export(searched, output)
     console.print(describe_confirmation(confirmation))
     console.print(f"model: {output}")
     console.print(f"  to use it: hpsearch predict {output} IMAGE...")

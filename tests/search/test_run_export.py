@@ -102,7 +102,7 @@ def test_the_python_of_the_model_card_works_in_every_form(
     assert far.keys() == {"model.safetensors", file}
     assert far["model.safetensors"] == 0
     assert max(far.values()) < 1e-5
-    assert f"model.safetensors 0, {file} {far[file]:.2g}\n" in describe(exported)
+    assert f"of training images: {file} {far[file]:.2g}\n" in describe(exported)
     found = description(tmp_path / "two")["files"]
     assert found[file] == {
         "largest_difference": far[file],
