@@ -25,17 +25,30 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     By Newton-Schulz iterations. Most values end in 0.7 to 1.2; those that are below a fiftieth of
     their matrix's Frobenius norm stay smaller.
 
+    An iteration is X' = P X with P = a + b S + c S^2 and S = X X^T; so S' = P S P, and X itself is
+    needed at the start and at the end alone. Filters have some nine times as many columns as rows,
+    and for them that is half of the work.
+
     Args:
         matrices: shape (N, rows, columns). Under autocast they are multiplied in its precision.
     """
     a, b, c = COEFFICIENTS
+    kind = matrices.device.type
+    # Once, and not for each product.
+    x = matrices.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else matrices
     tall = matrices.shape[1] > matrices.shape[2]
-    x = matrices.mT if tall else matrices  # So that the products are of the smaller size.
+    x = x.mT if tall else x  # So that the products are of the smaller size.
     x = x / (torch.linalg.matrix_norm(x, keepdim=True) + EPSILON)
-    for _ in range(ITERATIONS):
-        squares = torch.bmm(x, x.mT)
-        polynomials = torch.baddbmm(squares, squares, squares, beta=b, alpha=c)
-        x = torch.baddbmm(x, polynomials, x, beta=a)
+    squares = torch.bmm(x, x.mT)
+    product = None
+    for iteration in range(ITERATIONS):
+        polynomial = torch.baddbmm(squares, squares, squares, beta=b, alpha=c)
+        polynomial.diagonal(dim1=1, dim2=2).add_(a)
+        product = polynomial if product is None else torch.bmm(polynomial, product)
+        if iteration + 1 < ITERATIONS:
+            squares = torch.bmm(torch.bmm(polynomial, squares), polynomial)
+    assert product is not None
+    x = torch.bmm(product, x)
     return (x.mT if tall else x).to(matrices.dtype)
 
 
@@ -78,8 +91,10 @@ class Muon(optim.Optimizer):
             if filters:
                 gradients = [one.grad for one in filters]
                 steps = self._with_momentum(filters, gradients, group["momentum"])
-                for one in filters:
-                    one.mul_(len(one) ** 0.5 / (torch.linalg.vector_norm(one) + EPSILON))
+                norms = torch._foreach_norm(filters)
+                torch._foreach_add_(norms, EPSILON)
+                torch._foreach_mul_(filters, [len(one) ** 0.5 for one in filters])
+                torch._foreach_div_(filters, norms)
                 torch._foreach_add_(filters, _orthogonal(steps), alpha=-group["lr"])
 
     def _with_momentum(
@@ -97,12 +112,15 @@ class Muon(optim.Optimizer):
 
 def _orthogonal(steps: Tensors) -> list[Tensor]:
     """Each step orthogonalised as a matrix; those of one shape together."""
+    # In whichever order the columns are, it is the same: in that of channels_last, in which the
+    # filters of a trial lie, nothing need be moved.
+    rows = [step.permute(0, 2, 3, 1) for step in steps]
     places = defaultdict(list)
-    for place, step in enumerate(steps):
-        places[step.flatten(1).shape].append(place)
+    for place, row in enumerate(rows):
+        places[row.flatten(1).shape].append(place)
     found = list(steps)
     for alike in places.values():
-        matrices = orthogonalise(torch.stack([steps[place].flatten(1) for place in alike]))
+        matrices = orthogonalise(torch.stack([rows[place].flatten(1) for place in alike]))
         for place, matrix in zip(alike, matrices, strict=True):
-            found[place] = matrix.view(steps[place].shape)
+            found[place] = matrix.view(rows[place].shape).permute(0, 3, 1, 2)
     return found
