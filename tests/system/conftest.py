@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from playwright.sync_api import Browser, sync_playwright
@@ -11,17 +12,23 @@ from playwright.sync_api import Browser, sync_playwright
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chrome")
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    # In CI a missing browser must not pass for a tested page.
-    if BROWSER is None and "CI" not in os.environ:
-        pytest.skip("needs Chromium (Debian: chromium)")
+@contextmanager
+def running_browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(
             executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"]
         )
         yield started
         started.close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    # In CI a missing browser must not pass for a tested page.
+    if BROWSER is None and "CI" not in os.environ:
+        pytest.skip("needs Chromium (Debian: chromium)")
+    with running_browser() as started:
+        yield started
 
 
 @pytest.fixture
