@@ -53,6 +53,12 @@ class Outcome:
     reason: str | None = None
     """Why it diverged or failed."""
 
+    @property
+    def best(self) -> float | None:
+        """The best of the accuracies that are numbers (not NaN), if any is."""
+        numbers = (accuracy for accuracy in self.accuracies if not math.isnan(accuracy))
+        return max(numbers, default=None)
+
 
 class CheckpointsLost(StorageLost):
     """What a trial was to go on from could not be reached for too long; it is as it was."""
@@ -173,7 +179,7 @@ def run_trial(run: Run) -> Outcome:
         run.reports.deliver_all()
         saver.write()
     if outcome.end is not End.INTERRUPTED:
-        run.log.end(max(outcome.accuracies, default=None))
+        run.log.end(outcome.best)
     return outcome
 
 
@@ -281,4 +287,7 @@ def _run_epochs(run: Run, saver: Saver) -> Outcome:
             return Outcome(End.PRUNED, tuple(accuracies))
         if stop.requested:
             return Outcome(End.INTERRUPTED, tuple(accuracies))
+    if all(map(math.isnan, accuracies)):
+        reason = "the validation accuracy of no epoch is a number"
+        return Outcome(End.DIVERGED, tuple(accuracies), reason)
     return Outcome(End.COMPLETE, tuple(accuracies))

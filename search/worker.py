@@ -248,10 +248,10 @@ class Worker:
 
     def _tell(self, trial: Trial, outcome: Outcome, origin: str) -> None:
         number = trial.number
-        best = max(outcome.accuracies, default=0.0)
+        best = math.nan if outcome.best is None else outcome.best
         epochs = len(outcome.accuracies)
         if outcome.end is End.COMPLETE:
-            self._end(trial, TrialState.COMPLETE, best, outcome.end, origin)
+            self._end(trial, TrialState.COMPLETE, outcome.best, outcome.end, origin)
             logger.info("trial %d: complete, best validation accuracy %.2f%%", number, 100 * best)
         elif outcome.end is End.PRUNED:
             self._end(trial, TrialState.PRUNED, outcome.accuracies[-1], outcome.end, origin)

@@ -1,5 +1,6 @@
 import itertools
 import json
+import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -410,6 +411,25 @@ def test_a_claimed_trial_that_cannot_be_read_is_read_again(
     replace(worker, patience=Patience(30)).work()
     assert not lost
     assert worker.opened.study.trials[0].state == TrialState.COMPLETE
+
+
+def test_a_trial_with_an_epoch_without_a_number_is_complete_and_one_with_no_number_has_diverged(
+    storage: OwnedStorage, tmp_path: Path, data_cache: Path
+) -> None:
+    curves = iter([(math.nan, 0.5, 0.4), (math.nan, math.nan, math.nan)])
+
+    def train(_: Mapping[str, Any], __: TrialContext) -> Iterator[EpochResult]:
+        for epoch, accuracy in enumerate(next(curves), start=1):
+            yield EpochResult(epoch, accuracy, 1.0, 1000.0, {"weight": torch.tensor(epoch)})
+
+    settings = {"budget.trials": 2, "trial.epochs": 3, "pruner.name": "none"}
+    worker = make_worker(storage, tmp_path, data_cache, {}, **settings)
+    replace(worker, objective=train).work()
+    first, second = worker.opened.records
+    assert (first.state, first.value) == ("complete", 0.5)
+    assert worker.checkpoints.load(0).epoch == 2
+    assert (second.state, second.value) == ("diverged", None)
+    assert second.reason == "the validation accuracy of no epoch is a number"
 
 
 def test_a_result_is_not_lost_when_connections_are_dropped_before_it_is_told(
