@@ -25,7 +25,7 @@ from search.tensorboard import TrialLog
 from studies.checkpoints import CheckpointDirectory, Resumable
 from studies.config import DEFAULT_OBJECTIVE, Range, StudyConfig
 from studies.patience import Patience, StorageLost, Unreachable
-from studies.results import BEST_EPOCH, EPOCHS_BEFORE, IMAGES_PER_SECOND
+from studies.results import BEST_EPOCH, IMAGES_PER_SECOND
 from studies.text import without_passwords
 
 Objective = Callable[[Mapping[str, Any], TrialContext], Iterator[EpochResult]]
@@ -217,12 +217,12 @@ def _run_epochs(run: Run, saver: Saver) -> Outcome:
     accuracies: list[float] = []
     resumable, kept = _left_behind(run)  # The accuracy of the weights on the disk, or on the way.
     if resumable is None and reports.resumes:
-        reports.attribute(EPOCHS_BEFORE, 0)
+        reports.goes_on_after(0)
     if resumable:
         accuracies.extend(resumable.accuracies)
         context = replace(context, resume=resumable.state)
         logger.info("trial %d: goes on after epoch %d", number, len(accuracies))
-        reports.attribute(EPOCHS_BEFORE, len(accuracies))
+        reports.goes_on_after(len(accuracies))
         # Its last worker may have died before it could say so.
         for epoch, accuracy in enumerate(accuracies, start=1):
             reports.accuracy(epoch, accuracy)
@@ -248,7 +248,7 @@ def _run_epochs(run: Run, saver: Saver) -> Outcome:
                 # The state may be of another device, or of another version.
                 logger.warning("trial %d begins anew", number, exc_info=True)
                 context, epochs, accuracies, kept = replace(context, resume=None), None, [], -1.0
-                reports.attribute(EPOCHS_BEFORE, 0)
+                reports.goes_on_after(0)
                 continue
             logger.warning("trial %d raised", number, exc_info=True)
             reason = without_passwords(f"{type(error).__name__}: {error}")

@@ -9,6 +9,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import Trial
 
 from studies.patience import Patience
+from studies.results import EPOCHS_BEFORE
 
 Parameters = Mapping[str, tuple[float, BaseDistribution]]
 """In Optuna's internal representation, each with its distribution."""
@@ -58,6 +59,14 @@ class Reports:
     def accuracy(self, epoch: int, accuracy: float) -> None:
         self._accuracies[epoch] = accuracy
 
+    def goes_on_after(self, epoch: int) -> None:
+        """Of the later ones, which an earlier run may have reported, the state is lost: they are
+        trained again, and what was reported of them is removed."""
+        self.attribute(EPOCHS_BEFORE, epoch)
+        for reported in (self._accuracies, self._frozen.intermediate_values):
+            for later in [known for known in reported if known > epoch]:
+                del reported[later]
+
     @contextmanager
     def parameters(self) -> Iterator[None]:
         """Keep the parameters that the trial suggests meanwhile, to be delivered with the rest."""
@@ -92,8 +101,9 @@ class Reports:
     def is_hopeless(self, epoch: int) -> bool:
         """Whether the pruner gives the trial up after this epoch.
 
-        Until a resumed trial is as far as before, the pruner would see its old epochs, and has
-        judged them. While reports are pending it does not know enough.
+        Until a resumed trial is as far as before it is not judged again: each look is another
+        chance to stop what would have been the best. While reports are pending the pruner does not
+        know enough.
         """
         if self._accuracies or epoch < self._judged:
             return False

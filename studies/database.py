@@ -283,6 +283,8 @@ class DatabaseStorage(OwnedStorage, RDBStorage):
         intermediate = models.TrialIntermediateValueModel
         with _create_scoped_session(self.scoped_session) as session:
             self._check_own(session, trial_id)
+            if EPOCHS_BEFORE in attributes:
+                self._begin_after(session, trial_id, attributes[EPOCHS_BEFORE])
             reports = []
             for epoch, accuracy in accuracies.items():
                 value, kind = intermediate.intermediate_value_to_stored_repr(accuracy)
@@ -303,6 +305,17 @@ class DatabaseStorage(OwnedStorage, RDBStorage):
                     for name, (value, distribution) in parameters.items()
                 ],
             )
+
+    def _begin_after(self, session: Session, trial_id: int, epoch: int) -> None:
+        """Remove what an earlier run has reported of later epochs, unless that was done before.
+
+        A report that is said twice, or comes late, is to remove nothing of this run.
+        """
+        reported = self._get(session, trial_id, EPOCHS_BEFORE)
+        if isinstance(reported, int) and reported > epoch:
+            values = models.TrialIntermediateValueModel
+            of_later = sqlalchemy.and_(values.trial_id == trial_id, values.step > epoch)
+            session.execute(sqlalchemy.delete(values).where(of_later))
 
     def end(
         self,

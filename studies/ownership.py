@@ -270,7 +270,9 @@ class OwnedStorage(BaseStorage):
 
         Args:
             accuracies: by epoch; in place of what was reported of it before.
-            attributes: of the user, likewise.
+            attributes: of the user, likewise. With a smaller number of `EPOCHS_BEFORE` than is
+                stored, what was reported of later epochs is removed: they are of an earlier run,
+                and this one begins before them.
             parameters: in Optuna's internal representation, each with its distribution.
 
         Raises:

@@ -244,7 +244,7 @@ def _cost(found: Findings, _: Figures) -> str:
     paid = found.cost
     devices = sorted({item.device for item in found.records if item.device})
     hours = "CPU hours" if devices == ["cpu"] else "GPU hours" if devices else "hours"
-    would = paid.epochs - paid.repeated_epochs + paid.pruned_epochs
+    would = sum(len(item.accuracies) for item in found.records) + paid.pruned_epochs
     spared = f" ({paid.pruned_epochs / would:.0%})" if would else ""
     known = paid.seconds + paid.idle_seconds
     idle = f" ({paid.idle_seconds / known:.0%})" if known else ""

@@ -119,7 +119,7 @@ def cost(records: Sequence[TrialRecord], config: StudyConfig, now: datetime) -> 
         trained = epochs_trained(runs)
         took = sum((run.ended - run.started).total_seconds() for run in runs)
         epochs += trained
-        repeated += max(trained - len(item.accuracies), 0)
+        repeated += max(trained - max((run.epochs for run in runs), default=0), 0)
         seconds += took
         if item.state == "pruned":
             left = config.trial.epochs - len(item.accuracies)

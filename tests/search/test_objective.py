@@ -264,6 +264,21 @@ def test_a_state_that_the_objective_cannot_take_is_begun_anew(
     assert "trial 0 begins anew" in caplog.text
 
 
+def test_of_a_trial_that_is_begun_anew_only_the_new_epochs_are_reported(
+    context: TrialContext, checkpoints: CheckpointDirectory
+) -> None:
+    def train(_: Mapping[str, Any], context: TrialContext) -> Iterator[EpochResult]:
+        if context.resume:
+            raise KeyError("of another version")
+        yield EpochResult(1, 0.1, 1.0, 1000.0, {})
+        raise Diverged("the loss was nan")
+
+    checkpoints.save_state(0, Resumable((0.9, 0.9, 0.9), {"epoch": 3}))
+    trial, outcome = run(train, context, checkpoints)
+    assert outcome == Outcome(End.DIVERGED, (0.1,), "the loss was nan")
+    assert trial.study.trials[0].intermediate_values == {1: 0.1}
+
+
 def test_an_objective_that_ignores_its_state_fails_the_trial(
     context: TrialContext, checkpoints: CheckpointDirectory
 ) -> None:

@@ -18,7 +18,7 @@ from optuna_dashboard._note import get_note_from_system_attrs
 
 from data.dataset import load_dataset
 from data.split import split_for_training
-from model.trial import EpochResult, TrialContext
+from model.trial import Diverged, EpochResult, TrialContext
 from search.lost import LostTrials
 from search.objective import Outcome
 from search.prepare import first_trials
@@ -35,6 +35,7 @@ from studies.patience import Patience, ProxyFailure, StorageLost
 from studies.storage import open_database, open_storage
 from studies.stores import Folder
 from studies.study import create_or_continue
+from studies.timeline import runs_of
 from tests.conftest import forget_heartbeats
 from tests.system.processes import wait_for
 
@@ -152,6 +153,30 @@ def test_a_state_that_can_never_be_read_costs_a_trial_two_epochs_and_no_worker(
     assert "its state after epoch 3 cannot be used" in caplog.text
     assert "trial 0: goes on after epoch 2" in caplog.messages
     assert interrupted.opened.study.trials[0].state == TrialState.COMPLETE
+
+
+def test_a_trial_whose_state_is_lost_shows_no_epoch_of_the_run_before(
+    interrupted: Worker, storage: OwnedStorage
+) -> None:
+    def diverging(_: Mapping[str, Any], context: TrialContext) -> Iterator[EpochResult]:
+        assert context.resume is None
+        yield EpochResult(1, 0.05, 1.0, 1000.0, {})
+        raise Diverged("the loss was nan")
+
+    store = interrupted.checkpoints.store
+    for name in store.names():
+        store.remove(name)
+    budget = {"budget": interrupted.opened.config.budget.model_copy(update={"trials": 1})}
+    config = interrupted.opened.config.model_copy(update=budget)
+    opened = replace(interrupted.opened, config=config)
+    replace(interrupted, opened=opened, objective=diverging).work()
+    found = opened.records[0]
+    assert (found.state, found.accuracies, found.value) == ("diverged", (0.05,), 0.05)
+    assert [(run.epochs_before, run.epochs) for run in runs_of(found)] == [(0, 3), (0, 1)]
+    attributes = storage.get_study_system_attrs(1)
+    note = get_note_from_system_attrs(attributes, 1)["body"]
+    assert "**Diverged** after 1 of 10 epochs" in note
+    assert "best validation accuracy **5.00%**, in epoch 1" in note
 
 
 def put_out_of_reach(worker: Worker) -> Callable[[], None]:

@@ -547,6 +547,23 @@ def test_all_that_is_new_is_reported_at_once_and_can_be_said_twice(
     assert found.user_attrs.items() >= {"worker": "w", "best_epoch": 3}.items()
 
 
+def test_who_begins_before_what_was_reported_removes_the_later_epochs_once(
+    ours: OwnedStorage, theirs: OwnedStorage, study: optuna.Study
+) -> None:
+    trial = ours.create(study._study_id, None)
+    assert trial is not None
+    ours.report(trial, {1: 0.1, 2: 0.2, 3: math.nan}, {}, {})
+    ours.hand_back(trial)
+    assert theirs.take(trial)
+    theirs.report(trial, {}, {EPOCHS_BEFORE: 3}, {})
+    assert theirs.get_trial(trial).intermediate_values.keys() == {1, 2, 3}
+    theirs.report(trial, {2: 0.25}, {EPOCHS_BEFORE: 1}, {})
+    assert theirs.get_trial(trial).intermediate_values == {1: 0.1, 2: 0.25}
+    theirs.report(trial, {3: 0.35}, {}, {})
+    theirs.report(trial, {2: 0.25}, {EPOCHS_BEFORE: 1}, {})  # It comes late, or once more.
+    assert theirs.get_trial(trial).intermediate_values == {1: 0.1, 2: 0.25, 3: 0.35}
+
+
 def test_of_a_trial_that_is_another_s_nothing_is_reported_and_it_does_not_end(
     ours: OwnedStorage, theirs: OwnedStorage, study: optuna.Study
 ) -> None:

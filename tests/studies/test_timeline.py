@@ -57,6 +57,14 @@ def test_what_was_spent_and_saved() -> None:
     assert paid.idle_seconds == 850 + 20
 
 
+def test_a_trial_that_began_anew_paid_for_its_first_epochs_twice() -> None:
+    """Eight epochs whose state was lost, then pruned after three."""
+    config = CONFIG.model_copy(update={"trial": CONFIG.trial.model_copy(update={"epochs": 10})})
+    lost = run("host-1", 0, 80, 0, 8, lost=True)
+    paid = cost([trial(0, "pruned", 0.1, 0.2, 0.3, begin=90, earlier_runs=(lost,))], config, NOW)
+    assert (paid.epochs, paid.repeated_epochs, paid.pruned_epochs) == (11, 3, 7)
+
+
 def test_a_study_without_trials_costs_nothing() -> None:
     paid = cost([], CONFIG, NOW)
     assert (paid.epochs, paid.seconds, paid.idle_seconds, paid.pruned_epochs) == (0, 0, 0, 0)
