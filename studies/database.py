@@ -245,6 +245,13 @@ class DatabaseStorage(OwnedStorage, RDBStorage):
         )
 
     def lost_trials(self, study_id: int) -> dict[int, str | None]:
+        return {trial_id: owner for trial_id, _, owner in self._silent(study_id)}
+
+    def silent_trials(self, study_id: int) -> dict[int, datetime]:
+        return {trial_id: beat for trial_id, beat, _ in self._silent(study_id)}
+
+    def _silent(self, study_id: int) -> list[tuple[int, datetime, str | None]]:
+        """Each with its last heartbeat and its owner."""
         trials, beats = models.TrialModel, models.TrialHeartbeatModel
         found = self.read(
             sqlalchemy.select(
@@ -254,11 +261,11 @@ class DatabaseStorage(OwnedStorage, RDBStorage):
             .outerjoin(_OWNER, _OF_OWNER)
             .where(trials.study_id == study_id, trials.state == TrialState.RUNNING)
         )
-        return {
-            trial_id: _as_owner(_parsed(owner))
+        return [
+            (trial_id, beat, _as_owner(_parsed(owner)))
             for trial_id, beat, now, owner in found
             if now - beat > self._longest_silence
-        }
+        ]
 
     def _is_silent(self, session: Session, trial_id: int) -> bool:
         beats = models.TrialHeartbeatModel

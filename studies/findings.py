@@ -8,7 +8,7 @@ from typing import Any
 from studies.analysis import Step, Surface, importances, progress, surface, varied_parameters
 from studies.config import StudyConfig
 from studies.confirmation import Confirmation, mentioned
-from studies.results import TrialRecord, as_json, for_json, rank, record, summarise
+from studies.results import TrialRecord, as_json, for_json, rank, summarise
 from studies.study import DATA_DIGEST, VERSIONS, OpenedStudy
 from studies.timeline import Cost, ShownRun, WorkerTime, cost, timeline, worker_times
 
@@ -48,7 +48,7 @@ def findings(opened: OpenedStudy, baseline: TrialRecord | None, now: datetime) -
     """
     config, attributes = opened.config, opened.study.user_attrs
     trials = opened.study.get_trials(deepcopy=False)
-    records = [record(trial) for trial in trials]
+    records = opened.records_of(trials)
     by_importance = importances(trials, config.space)
     runs = timeline(records, now)
     first_two = tuple(list(by_importance)[:2])

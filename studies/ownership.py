@@ -17,6 +17,7 @@ import socket
 import time
 from abc import abstractmethod
 from collections.abc import Collection, Mapping
+from datetime import datetime
 from typing import Any
 
 from optuna.distributions import BaseDistribution
@@ -256,6 +257,14 @@ class OwnedStorage(BaseStorage):
 
         Returns:
             Trial to owner.
+        """
+
+    @abstractmethod
+    def silent_trials(self, study_id: int) -> dict[int, datetime]:
+        """The same, for who looks at a study.
+
+        Returns:
+            Trial to its last heartbeat, in UTC.
         """
 
     @abstractmethod

@@ -8,6 +8,7 @@ which the proxy looks for in the transaction of the write. So all that is promis
 import json
 import os
 from collections.abc import Callable, Collection, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -133,6 +134,10 @@ class ProxiedStorage(OwnedStorage, GrpcStorageProxy):
     def lost_trials(self, study_id: int) -> dict[int, str | None]:
         found = self._ask("lost_trials", study_id=study_id)
         return {int(trial_id): owner for trial_id, owner in found.items()}
+
+    def silent_trials(self, study_id: int) -> dict[int, datetime]:
+        found = self._ask("silent_trials", study_id=study_id)
+        return {int(trial_id): datetime.fromisoformat(beat) for trial_id, beat in found.items()}
 
     def report(
         self,

@@ -181,6 +181,10 @@ def _ownership(storage: DatabaseStorage) -> Any:
         found = storage.outlines(study_id, numbers, best)
         return [(trial.number, trial.state, trial.value) for trial in found]
 
+    def silent_trials(study_id: int) -> dict[int, str]:
+        found = storage.silent_trials(study_id)
+        return {trial_id: beat.isoformat() for trial_id, beat in found.items()}
+
     def handler(function: Callable[..., Any]) -> Any:
         def call(arguments: dict[str, Any], context: Any) -> Any:
             try:
@@ -202,6 +206,7 @@ def _ownership(storage: DatabaseStorage) -> Any:
         storage.beat,
         storage.take_away,
         storage.lost_trials,
+        silent_trials,
         report,
         end,
         storage.take_turn,

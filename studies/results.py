@@ -85,6 +85,8 @@ class TrialRecord:
     """Of other workers, or of an earlier start of this one, the oldest first."""
     device: str | None = None
     """`cpu`, or the GPU's model."""
+    silent_since: datetime | None = None
+    """Of a running trial without a heartbeat for too long: when it had its last. UTC."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,7 @@ class Summary:
         return self.complete + self.pruned + self.diverged
 
 
-def record(trial: FrozenTrial) -> TrialRecord:
+def record(trial: FrozenTrial, silent_since: datetime | None = None) -> TrialRecord:
     """A trial as plain data."""
     accuracies = tuple(
         trial.intermediate_values[step] for step in sorted(trial.intermediate_values)
@@ -128,6 +130,7 @@ def record(trial: FrozenTrial) -> TrialRecord:
         epochs_before=_epochs(attributes.get(EPOCHS_BEFORE)),
         earlier_runs=_runs(attributes.get(EARLIER_RUNS)),
         device=_text(attributes.get(DEVICE)),
+        silent_since=silent_since if trial.state == TrialState.RUNNING else None,
     )
 
 

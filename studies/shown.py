@@ -11,8 +11,7 @@ from optuna.trial import FrozenTrial
 
 from studies import figures
 from studies.analysis import importances, progress
-from studies.config import StudyConfig
-from studies.results import TrialRecord, rank, record, utc_now
+from studies.results import TrialRecord, rank, utc_now
 from studies.study import OpenedStudy
 from studies.timeline import timeline
 
@@ -36,20 +35,20 @@ def figure_rows(
     """
     if sum(trial.state.is_finished() for trial in trials) < FEWEST_TRIALS:
         return {}
-    drawn = _figures(opened.config, trials, baseline)
+    drawn = _figures(opened, trials, baseline)
     return {f"dashboard:plot_data:{name}:0": figure.to_json() for name, figure in drawn.items()}
 
 
 def _figures(
-    config: StudyConfig, trials: Sequence[FrozenTrial], baseline: TrialRecord | None
+    opened: OpenedStudy, trials: Sequence[FrozenTrial], baseline: TrialRecord | None
 ) -> dict[str, go.Figure]:
-    records = [record(trial) for trial in trials]
+    records = opened.records_of(trials)
     ranked = rank(records)
     steps = progress(records)
     longest = steps[-1].seconds if steps else 0.0
     unit = next((unit for unit in (3600.0, 60.0) if longest > 3 * unit), 1.0)
     best = ranked[0] if ranked else None
-    by_importance = dict(list(importances(trials, config.space).items())[:MOST_IMPORTANCES])
+    by_importance = dict(list(importances(trials, opened.config.space).items())[:MOST_IMPORTANCES])
     runs = timeline(records, utc_now())[-MOST_RUNS:]
     found = {}
     if ranked:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import optuna
 from optuna.storages import BaseStorage
 from optuna.study import Study
+from optuna.trial import FrozenTrial
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from data.errors import UserError
@@ -22,6 +23,7 @@ from studies.config import (
     differences,
     parse_study,
 )
+from studies.ownership import OwnedStorage
 from studies.results import Summary, TrialRecord, rank, record, summarise
 from studies.storage import open_storage, quiet_optuna
 
@@ -64,7 +66,15 @@ class OpenedStudy:
     @property
     def records(self) -> list[TrialRecord]:
         """The trials as they are now."""
-        return [record(trial) for trial in self.study.get_trials(deepcopy=False)]
+        return self.records_of(self.study.get_trials(deepcopy=False))
+
+    def records_of(self, trials: Sequence[FrozenTrial]) -> list[TrialRecord]:
+        """These trials of the study as plain data, with what the database says of their hearts."""
+        storage = self.storage
+        silent = (
+            storage.silent_trials(self.study._study_id) if isinstance(storage, OwnedStorage) else {}
+        )
+        return [record(trial, silent.get(trial._trial_id)) for trial in trials]
 
     @property
     def summary(self) -> Summary:

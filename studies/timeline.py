@@ -12,16 +12,19 @@ def runs_of(item: TrialRecord, now: datetime | None = None) -> tuple[Run, ...]:
     """All runs of a trial, the oldest first.
 
     Args:
-        now: when a running trial's run ends; without it, that run is left out.
+        now: when a running trial's run ends, if it is not silent: one that is has ended with its
+            last heartbeat. Without it, the run is left out.
     """
     earlier = item.earlier_runs
     if item.started is None or (earlier and earlier[-1].started == item.started):
         return earlier
-    ended = now if item.seconds is None else item.started + timedelta(seconds=item.seconds)
+    until = item.silent_since or now
+    ended = until if item.seconds is None else item.started + timedelta(seconds=item.seconds)
     if ended is None or item.state == "waiting":
         return earlier
+    lost, ended = item.silent_since is not None, max(item.started, ended)
     epochs = max(len(item.accuracies), item.epochs_before)
-    last = Run(item.worker, item.started, ended, item.epochs_before, epochs, lost=False)
+    last = Run(item.worker, item.started, ended, item.epochs_before, epochs, lost)
     return (*earlier, last)
 
 

@@ -210,6 +210,10 @@ def test_who_was_wrongly_taken_for_dead_changes_nothing_any_more(
     without_a_heartbeat(database, trial)
     ((lost, owner),) = theirs.lost_trials(study._study_id).items()
     assert lost == trial
+    ((silent, since),) = theirs.silent_trials(study._study_id).items()
+    assert silent == trial
+    silence = datetime.now(UTC).replace(tzinfo=None) - since
+    assert silence.total_seconds() == pytest.approx(STALE_SECONDS, abs=30)
     assert theirs.take_away(trial, owner, most_losses=3, reason="silence")
 
     def refused() -> None:

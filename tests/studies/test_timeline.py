@@ -1,9 +1,16 @@
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from optuna.trial import TrialState
 
+from studies.findings import findings
+from studies.storage import open_database
+from studies.study import create_or_continue
 from studies.timeline import cost, runs_of, timeline, worker_times
 from tests.studies.trials import CONFIG, NOW, SMALL, at, run, trial
+
+WEEK = 7 * 24 * 3600.0
 
 
 def test_every_run_is_there_once_in_the_order_of_their_start() -> None:
@@ -34,6 +41,37 @@ def test_a_trial_that_failed_as_it_lost_too_many_workers_ends_with_their_last_si
     last = run("host-1", 0, 30, 0, 2, lost=True)
     failed = trial(0, "failed", 0.1, 0.2, begin=0, seconds=90, earlier_runs=(last,))
     assert runs_of(failed, NOW) == (last,)
+
+
+def test_what_a_dead_machine_left_running_ended_with_its_last_heartbeat(tmp_path: Path) -> None:
+    storage = open_database(f"sqlite:///{tmp_path / 'a.db'}", create=True)
+    opened, _ = create_or_continue(storage, CONFIG, "0" * 64, enqueued=[])
+    lost, beats = (storage.create(opened.study._study_id, None) for _ in range(2))
+    with storage.engine.begin() as connection:
+        for change in (
+            f"trials SET datetime_start = '{at(0)}'",
+            f"trial_heartbeats SET heartbeat = '{at(90)}' WHERE trial_id = {lost}",
+        ):
+            connection.exec_driver_sql(f"UPDATE {change}")
+    now = at(WEEK)
+    found = findings(opened, None, now)
+    assert [(entry.end, entry.run.ended) for entry in found.runs] == [
+        ("lost", at(90)),
+        ("running", now),
+    ]
+    assert found.cost.seconds == 90 + WEEK
+    assert [item.lost for item in found.workers] == [1], "both are this process's"
+    assert [item.silent_since for item in opened.records] == [at(90), None]
+    assert beats is not None
+    storage.end(beats, TrialState.PRUNED)
+    (_, ended) = opened.records
+    assert ended.silent_since is None
+
+
+def test_a_run_that_was_never_heard_of_again_takes_no_time() -> None:
+    """The clocks of the worker and of the database are not the same."""
+    silent = trial(0, "running", begin=10, seconds=None, silent_since=at(8))
+    assert runs_of(silent, NOW) == (run("host-1", 10, 10, 0, 0, lost=True),)
 
 
 def test_a_worker_is_idle_between_its_runs() -> None:
