@@ -11,7 +11,7 @@ from model.metrics import epochs_to
 from search import evaluation_figures as figures
 from search.evaluate import CONVERGED, SEED, ChosenImage, Evaluation, paired
 from search.pictures import colored_maps, picture, row_of
-from studies.page import Figures, page, place, section, table, tiles
+from studies.page import RISES, Figures, page, place, section, table, tiles
 from studies.text import shortened
 
 MAPS = 32
@@ -194,7 +194,7 @@ def _convergence(shown: Shown) -> str:
         "convergence",
         "How fast it learnt",
         "Diamonds: when the validation accuracy first came to 80, 90 and 95% of what it was after "
-        "the last epoch. If it still rises there, more epochs would pay."
+        f"the last epoch. If it still rises there, {RISES}."
         + (
             " Of a model that was trained anew on all images, this is the search's, before."
             if again

@@ -20,6 +20,8 @@ FEWEST_FOR_IMPORTANCE = 10
 """Trials that have ended, before the importance of a parameter means anything."""
 FEWEST_BEST = 5
 """So many trials, or a tenth if that is more, count as the best ones of a study."""
+MOST_PARAMETERS = 20
+"""That are drawn, of more the most important ones."""
 CELLS = 30
 """Of the surface over two parameters, along a range."""
 LEAST_WEIGHT = 0.6
@@ -141,6 +143,18 @@ def varied_parameters(config: StudyConfig, importance: Mapping[str, float]) -> l
     """The parameters that are not held fixed, the most important first."""
     names = [name for name, parameter in config.space.items() if not is_fixed(parameter)]
     return sorted(names, key=lambda name: -importance.get(name, 0.0))
+
+
+def which_parameters(count: int, are_ranked: bool = True) -> str:
+    """In words, which of so many are drawn.
+
+    Args:
+        are_ranked: whether their importance is known.
+    """
+    if count <= MOST_PARAMETERS:
+        return "the parameters"
+    some = f"{MOST_PARAMETERS} most important" if are_ranked else f"first {MOST_PARAMETERS}"
+    return f"the {some} of {count} parameters"
 
 
 def with_result(

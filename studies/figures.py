@@ -42,19 +42,19 @@ FEW_LANES = 30
 NARROW_LANE = 9  # pixels
 
 
-def best_so_far(
-    steps: Sequence[Step], over: str, baseline: TrialRecord | None, unit_seconds: float = 1.0
-) -> go.Figure:
+def best_so_far(steps: Sequence[Step], over: str, baseline: TrialRecord | None) -> go.Figure:
     """The best complete trial so far, and each complete trial, over epochs or over wall time.
 
     Args:
         over: `epochs` or `seconds`.
         baseline: whose value is a line, if it is complete.
-        unit_seconds: of the axis of time.
     """
-    unit = {1.0: "seconds", 60.0: "minutes", 3600.0: "hours"}[unit_seconds]
-    title = "epochs of all trials that had ended" if over == "epochs" else f"{unit} of wall time"
-    scale = 1.0 if over == "epochs" else unit_seconds
+    title, scale = "epochs of all trials that had ended", 1.0
+    if over == "seconds":
+        longest = steps[-1].seconds if steps else 0.0
+        units = {"hours": 3600.0, "minutes": 60.0}
+        unit = next((unit for unit in units if longest > 3 * units[unit]), "seconds")
+        title, scale = f"{unit} of wall time", units.get(unit, 1.0)
     figure = new_figure(title, "validation accuracy")
     at = [rounded(getattr(step, over) / scale) for step in steps]
     complete = [(x, step) for x, step in zip(at, steps, strict=True) if step.value is not None]

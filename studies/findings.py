@@ -10,7 +10,16 @@ from studies.config import StudyConfig
 from studies.confirmation import Confirmation, mentioned
 from studies.results import TrialRecord, as_json, for_json, rank, summarise
 from studies.study import DATA_DIGEST, VERSIONS, OpenedStudy
-from studies.timeline import Cost, ShownRun, WorkerTime, cost, timeline, worker_times
+from studies.timeline import (
+    Cost,
+    Restarts,
+    ShownRun,
+    WorkerTime,
+    cost,
+    restarts,
+    timeline,
+    worker_times,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +45,7 @@ class Findings:
     """Over the two most important parameters, if that can be said."""
     runs: Sequence[ShownRun]
     workers: Sequence[WorkerTime]
+    restarts: Restarts
     cost: Cost
 
 
@@ -67,6 +77,7 @@ def findings(opened: OpenedStudy, baseline: TrialRecord | None, now: datetime) -
         surface=surface(records, config, first_two) if len(first_two) == 2 else None,
         runs=runs,
         workers=worker_times(runs),
+        restarts=restarts(runs),
         cost=cost(records, config, now),
     )
 
@@ -90,6 +101,7 @@ def as_document(found: Findings, top: int) -> dict[str, Any]:
         "pair": asdict(found.surface) if found.surface else None,
         "timeline": [asdict(run) for run in found.runs],
         "workers": [asdict(worker) for worker in found.workers],
+        "restarts": asdict(found.restarts),
         "cost": asdict(found.cost),
         "trials": [asdict(item) for item in found.records],
         "config": found.config.model_dump(mode="json"),

@@ -21,6 +21,12 @@ DIGITS = 4
 LONGEST_LABEL = 24
 """Characters of a name beside an axis or above a column."""
 
+RISES = (
+    "more epochs may pay, but most curves rise there if the learning rate falls to 0, as with "
+    "one-cycle schedules"
+)
+"""If a curve still rises at the last epoch."""
+
 GRID = "rgba(128,128,128,0.2)"
 
 Figures = dict[str, go.Figure]
@@ -143,7 +149,7 @@ def label(name: str) -> str:
 def short_name(name: str) -> str:
     """A name, or the two ends of a long one."""
     half = LONGEST_LABEL // 2
-    return name if len(name) <= LONGEST_LABEL else f"{name[:half]}…{name[-half:]}"
+    return name if len(name) <= LONGEST_LABEL else f"{name[: half - 1]}…{name[-half:]}"
 
 
 def rounded(value: float | None) -> Any:

@@ -8,18 +8,31 @@ from pathlib import Path
 import tomli_w
 
 from studies import figures, space_figures
-from studies.analysis import FEWEST_FOR_IMPORTANCE, with_result
+from studies.analysis import (
+    FEWEST_FOR_IMPORTANCE,
+    MOST_PARAMETERS,
+    which_parameters,
+    with_result,
+)
 from studies.config import DEFAULT_OBJECTIVE, StudyConfig
 from studies.findings import Findings, as_document
-from studies.page import Figures, page, place, section, short_name, table, tiles, write_text
+from studies.page import (
+    RISES,
+    Figures,
+    page,
+    place,
+    section,
+    short_name,
+    table,
+    tiles,
+    write_text,
+)
 from studies.results import TrialRecord, readable_seconds, summarise, varied_values
 from studies.text import readable_value, shortened
 from studies.timeline import runs_of
 
 TOP = 10
 """Trials in the table of the best."""
-MOST_PARAMETERS = 20
-"""The most important ones, that are drawn."""
 FEW_WORKERS = 12
 """Whose times are shown without being asked for."""
 LONGEST_REASON = 100  # characters, in a hover text
@@ -91,10 +104,8 @@ def _best_so_far(found: Findings, drawn: Figures) -> str:
         )
     content = "No trial is complete yet."
     if found.ranked:
-        longest = found.steps[-1].seconds if found.steps else 0.0
-        unit = next((unit for unit in (3600.0, 60.0) if longest > 3 * unit), 1.0)
         over_epochs = figures.best_so_far(found.steps, "epochs", found.baseline)
-        over_time = figures.best_so_far(found.steps, "seconds", found.baseline, unit)
+        over_time = figures.best_so_far(found.steps, "seconds", found.baseline)
         content = (
             f'<div class="side-by-side">{place(drawn, "best-over-epochs", over_epochs)}'
             f"{place(drawn, 'best-over-time', over_time)}</div>"
@@ -136,8 +147,8 @@ def _learning_curves(found: Findings, drawn: Figures) -> str:
     return section(
         "learning-curves",
         "Learning curves",
-        "If the best still rise at the last epoch, more epochs would pay; if a faint, pruned curve "
-        "was about to overtake others, the pruner is too eager.",
+        f"If the best still rise at the last epoch, {RISES}; if a faint, pruned curve was about to "
+        "overtake others, the pruner is too eager.",
         content,
     )
 
@@ -152,7 +163,7 @@ def _importance(found: Findings, drawn: Figures) -> str:
         content = place(drawn, "importances", figures.importance_bars(most))
     return section(
         "importance",
-        "Importance of the parameters",
+        f"Importance of {which_parameters(len(found.importances))}",
         "How much each decides whether a trial is among the best (PED-ANOVA, over pruned and "
         "diverged trials too): what is near zero may be held fixed in the next study.",
         content,
@@ -174,12 +185,16 @@ def _slices(found: Findings, drawn: Figures) -> str:
         content = f'<div class="small">{"".join(places)}</div>'
     return section(
         "slices",
-        "Each parameter",
+        f"Each of {_which_varied(found)}",
         "Look where the highest points are (the star is the best trial): at the edge of a range, "
         "widen it. Of pruned trials, grey, it is what they had reached; those that run, failed or "
         "diverged are left out, here and in the two sections below.",
         content,
     )
+
+
+def _which_varied(found: Findings) -> str:
+    return which_parameters(len(found.varied), are_ranked=bool(found.importances))
 
 
 def _pair(found: Findings, drawn: Figures) -> str:
@@ -205,7 +220,7 @@ def _parallel_coordinates(found: Findings, drawn: Figures) -> str:
         content = place(drawn, "parallel", figure, wide=True)
     return section(
         "parallel-coordinates",
-        "Parallel coordinates",
+        f"Parallel coordinates of {_which_varied(found)}",
         "Drag along the accuracy's axis to see the best trials alone: where their lines meet, they "
         "agree. The most important parameter is on the left.",
         content,
@@ -230,7 +245,13 @@ def _timeline(found: Findings, drawn: Figures) -> str:
         times = table(header, rows)
         if len(rows) > FEW_WORKERS:
             times = f"<details><summary>{len(rows)} workers</summary>{times}</details>"
-        content = place(drawn, "runs", figures.timeline_bars(found.runs), wide=True) + times
+        again = found.restarts
+        counts = (
+            f"<p>Workers that were lost: {again.workers_lost}; trials that were taken up again: "
+            f"{again.trials_taken_up_again}.</p>"
+        )
+        content = place(drawn, "runs", figures.timeline_bars(found.runs), wide=True)
+        content += counts + times
     return section(
         "timeline",
         "Workers",
@@ -243,7 +264,11 @@ def _timeline(found: Findings, drawn: Figures) -> str:
 def _cost(found: Findings, _: Figures) -> str:
     paid = found.cost
     devices = sorted({item.device for item in found.records if item.device})
-    hours = "CPU hours" if devices == ["cpu"] else "GPU hours" if devices else "hours"
+    # A trial that went on elsewhere has had two.
+    kinds = {kind for item in devices for kind in item.split(", then ")}
+    hours = "CPU hours" if "cpu" in kinds else "GPU hours"
+    if len({kind == "cpu" for kind in kinds}) != 1:  # Both, or none is known.
+        hours = "hours"
     would = sum(len(item.accuracies) for item in found.records) + paid.pruned_epochs
     spared = f" ({paid.pruned_epochs / would:.0%})" if would else ""
     known = paid.seconds + paid.idle_seconds
@@ -260,9 +285,9 @@ def _cost(found: Findings, _: Figures) -> str:
     return section(
         "cost",
         "What it cost",
-        "If pruning saves less than half of the epochs, a stricter pruner is worth a try; much "
-        "idle time means workers that wait for the database, for a suggestion or for the last "
-        "trials. A worker counts as one device, also if two share one.",
+        "Look at what pruning saved: a stricter pruner saves more, and stops the best trial more "
+        "often. Much idle time means workers that waited for the database, for a suggestion or for "
+        "a trial to take. A worker counts as one device, also if two share one.",
         table([], rows),
     )
 
@@ -289,7 +314,8 @@ def _reproduce(found: Findings, _: Figures) -> str:
     return section(
         "reproduce",
         "How to reproduce it",
-        f"Look first whether versions and data are the same. This study file makes the study anew; "
+        f"Look first whether versions and data are the same. In the storage of this study its file "
+        f"goes on with it, in another it begins a new one whose suggestions are drawn anew; "
         f"{with_replay}export takes the best model out of this one.",
         f"<pre>{html.escape(chr(10).join(commands))}</pre>"
         f"{table([], rows, text=2)}\n<p></p><details open><summary>{html.escape(file)}"

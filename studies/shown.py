@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from optuna.trial import FrozenTrial
 
 from studies import figures
-from studies.analysis import importances, progress
+from studies.analysis import MOST_PARAMETERS, importances, progress, which_parameters
 from studies.results import TrialRecord, rank, utc_now
 from studies.study import OpenedStudy
 from studies.timeline import timeline
@@ -21,7 +21,6 @@ MOST_CURVES = 50
 """Of the best trials; the dashboard draws all of them."""
 MOST_RUNS = 300
 """The last ones. With every look at the page, the whole figure is read and sent."""
-MOST_IMPORTANCES = 20
 
 
 def figure_rows(
@@ -44,25 +43,24 @@ def _figures(
 ) -> dict[str, go.Figure]:
     records = opened.records_of(trials)
     ranked = rank(records)
-    steps = progress(records)
-    longest = steps[-1].seconds if steps else 0.0
-    unit = next((unit for unit in (3600.0, 60.0) if longest > 3 * unit), 1.0)
     best = ranked[0] if ranked else None
-    by_importance = dict(list(importances(trials, opened.config.space).items())[:MOST_IMPORTANCES])
+    by_importance = importances(trials, opened.config.space)
     runs = timeline(records, utc_now())[-MOST_RUNS:]
     found = {}
     if ranked:
         found["best-so-far"] = _titled(
-            figures.best_so_far(steps, "seconds", baseline, unit), "Best so far"
+            figures.best_so_far(progress(records), "seconds", baseline), "Best so far"
         )
         found["learning-curves"] = _titled(
             figures.learning_curves(ranked[:MOST_CURVES], best, baseline),
             "Learning curves of the best trials",
         )
     if by_importance:
+        # A card is narrow.
+        gap = "<br>" if len(by_importance) > MOST_PARAMETERS else " "
         found["importance"] = _titled(
-            figures.importance_bars(by_importance),
-            "Importance of the parameters, pruned trials counted too",
+            figures.importance_bars(dict(list(by_importance.items())[:MOST_PARAMETERS])),
+            f"Importance of {which_parameters(len(by_importance))},{gap}pruned trials counted too",
         )
     if runs:
         found["workers"] = _titled(figures.timeline_bars(runs), "Workers: who ran what when")

@@ -1,5 +1,6 @@
 """Who ran what when, and what it cost; in numbers."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -94,6 +95,22 @@ def worker_times(shown: Sequence[ShownRun]) -> list[WorkerTime]:
             )
         )
     return times
+
+
+@dataclass(frozen=True, slots=True)
+class Restarts:
+    """What went on elsewhere, or once more."""
+
+    workers_lost: int
+    trials_taken_up_again: int
+    """By another worker, or by the same one after it had handed them back."""
+
+
+def restarts(shown: Sequence[ShownRun]) -> Restarts:
+    """How many workers were lost, and how many trials had more than one run."""
+    runs = Counter(entry.trial for entry in shown)
+    lost = {entry.run.worker for entry in shown if entry.run.lost}
+    return Restarts(len(lost), sum(count > 1 for count in runs.values()))
 
 
 @dataclass(frozen=True, slots=True)

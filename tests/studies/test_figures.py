@@ -15,6 +15,7 @@ from studies.figures import (
     thinned,
     timeline_bars,
 )
+from studies.page import LONGEST_LABEL, short_name
 from studies.space_figures import pair, parallel_coordinates, parameter_slice
 from studies.timeline import timeline
 from tests.studies.trials import CONFIG, NOW, SMALL, START, trial
@@ -44,8 +45,24 @@ def test_the_best_so_far_is_drawn_over_epochs_and_over_time_with_the_baseline() 
     line = over_epochs["the notebook's (trial 0)"]
     assert (list(line.x), list(line.y)) == ([0, 12], [0.4, 0.4])
 
-    over_time = traces(best_so_far(steps, "seconds", None, unit_seconds=60))
-    assert list(over_time["best so far"].x) == [0.6667, 1.083, 1.25, 2.167]
+
+@pytest.mark.parametrize(
+    ("slower", "unit", "x"),
+    [
+        (1, "seconds", [40, 65, 75, 130]),
+        (2, "minutes", [1.333, 2.167, 2.5, 4.333]),
+        (60, "minutes", [40, 65, 75, 130]),
+        (90, "hours", [1, 1.625, 1.875, 3.25]),
+    ],
+)
+def test_the_best_so_far_over_time_is_in_a_unit_that_suits(
+    slower: float, unit: str, x: list[float]
+) -> None:
+    steps = [replace(step, seconds=slower * step.seconds) for step in progress(SMALL)]
+    figure = best_so_far(steps, "seconds", None)
+    assert figure.layout.xaxis.title.text == f"{unit} of wall time"
+    over_time = traces(figure)
+    assert list(over_time["best so far"].x) == x
     assert len(over_time) == 2, "there is no baseline"
 
 
@@ -113,7 +130,12 @@ def test_of_many_workers_every_second_has_its_name_beside_it() -> None:
     axis = timeline_bars(timeline(records, NOW)).layout.yaxis
     assert len(axis.categoryarray) == 40
     assert len(set(axis.ticktext)) == 20, "names that differ in their ends alone are told apart"
-    assert all(len(text) <= 25 for text in axis.ticktext)
+    assert all(len(text) <= LONGEST_LABEL for text in axis.ticktext)
+
+
+def test_a_long_name_is_its_two_ends() -> None:
+    assert short_name("a" * LONGEST_LABEL) == "a" * LONGEST_LABEL
+    assert short_name("abc" + "-" * 19 + "xyz") == "abc--------…---------xyz"
 
 
 @pytest.mark.parametrize(

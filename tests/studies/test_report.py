@@ -9,15 +9,18 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
+from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.storages import BaseStorage
 
 from data.errors import UserError
 from studies.config import parse_study
 from studies.findings import Findings, as_document
 from studies.report import report_page, write_report
+from studies.study import OpenedStudy
 from tests.benchmarks.curves import SPACE, read_table
-from tests.studies.trials import found
+from tests.studies.trials import findings_of, found, study_of
 
 RATE = {"low": 1e-4, "high": 1.0, "log": True}
 SECTIONS = (
@@ -41,8 +44,13 @@ def recorded_trials(count: int) -> list[tuple[str, dict[str, Any], list[float]]]
 
 
 @cache
+def recorded_study(count: int) -> OpenedStudy:
+    return study_of({"name": "recorded", "space": SPACE}, recorded_trials(count))
+
+
+@cache
 def recorded(count: int) -> Findings:
-    return found({"name": "recorded", "space": SPACE}, recorded_trials(count), with_baseline=True)
+    return findings_of(recorded_study(count), with_baseline=True)
 
 
 def one_trial() -> Findings:
@@ -60,9 +68,35 @@ def none_begun() -> Findings:
     return found({"name": "new", "space": {"rate": RATE}}, [])
 
 
-def all_pruned() -> Findings:
+def all_pruned_study() -> OpenedStudy:
     trials = [("pruned", {"rate": 0.01 * (i + 1), "on": i % 2 == 0}, [0.01 * i]) for i in range(12)]
-    return found({"name": "pruned", "space": {"rate": RATE, "on": [True, False]}}, trials)
+    return study_of({"name": "pruned", "space": {"rate": RATE, "on": [True, False]}}, trials)
+
+
+def all_pruned() -> Findings:
+    return findings_of(all_pruned_study())
+
+
+def study_of_25_parameters(trials: int) -> OpenedStudy:
+    names = [f"x{index:02}" for index in range(25)]
+    settings = {
+        "name": "many",
+        "trial": {"objective": "own:train"},
+        "space": {name: {"low": 0.0, "high": 1.0} for name in names},
+    }
+    # The last parameter alone decides.
+    return study_of(
+        settings,
+        [
+            (
+                "complete",
+                {name: (7 * i + k * k) % trials / trials for k, name in enumerate(names)}
+                | {"x24": i / trials},
+                [i / trials],
+            )
+            for i in range(trials)
+        ],
+    )
 
 
 def grid_of_one_parameter(storage: BaseStorage | None = None) -> Findings:
@@ -203,6 +237,84 @@ def test_what_it_cost_is_said_in_epochs_and_hours() -> None:
     assert said["CPU hours saved by pruning, at each trial's own speed"] == (
         f"{10 * saved / 3600:.2f}"
     )
+
+
+@pytest.mark.parametrize(
+    ("devices", "hours"),
+    [
+        (["cpu"], "CPU hours"),
+        (["NVIDIA A100", "NVIDIA H100"], "GPU hours"),
+        (["NVIDIA A100", "cpu"], "hours"),
+        (["NVIDIA A100, then cpu"], "hours"),
+        ([None], "hours"),
+    ],
+)
+def test_hours_are_of_gpus_only_if_no_cpu_is_among_them(
+    devices: list[str | None], hours: str
+) -> None:
+    report = one_trial()
+    records = [replace(report.records[0], device=device) for device in devices]
+    text = report_page(replace(report, records=records))
+    assert f">{hours} spent on trials<" in text
+
+
+def test_what_a_trial_that_began_anew_has_lost_is_no_part_of_what_pruning_saved() -> None:
+    """Eight epochs in a run whose state was lost, then pruned after three of ten."""
+    lost = {"started": "2026-01-01T10:00:00", "ended": "2026-01-01T11:00:00", "epochs": 8}
+    report = found(
+        {"name": "anew", "space": {"rate": RATE}, "trial": {"epochs": 10}},
+        [("pruned", {"rate": 0.1}, [0.1, 0.2, 0.3])],
+        attributes={"earlier_runs": [{**lost, "lost": True, "worker": "host-9"}]},
+    )
+    text = report_page(report)
+    assert ">7 (70%)<" in text
+    assert "Workers that were lost: 1; trials that were taken up again: 1." in text
+    document = as_document(report, 1)
+    assert document["restarts"] == {"workers_lost": 1, "trials_taken_up_again": 1}
+
+
+@pytest.mark.parametrize(("trials", "some"), [(60, "20 most important"), (5, "first 20")])
+def test_of_many_parameters_it_is_said_how_many_are_drawn(trials: int, some: str) -> None:
+    report = findings_of(study_of_25_parameters(trials))
+    text = report_page(report)
+    which = f"the {some} of 25 parameters"
+    assert f"<h2>Each of {which}</h2>" in text
+    assert f"<h2>Parallel coordinates of {which}</h2>" in text
+    assert (f"<h2>Importance of {which}</h2>" in text) == bool(report.importances)
+    drawn = data_of(text)["figures"]
+    assert sum(name.startswith("slice-") for name in drawn) == 20
+
+
+def test_the_importance_in_it_is_that_of_optuna_s_own_evaluator() -> None:
+    """Of a study with the same trials, in which the pruned ones have ended with what they had."""
+    study = optuna.create_study(direction="maximize")
+    for trial in recorded_study(60).study.trials:
+        study.add_trial(
+            optuna.trial.create_trial(
+                params=trial.params,
+                distributions=trial.distributions,
+                value=max(trial.intermediate_values.values()),
+            )
+        )
+    known = study.trials[0].distributions.items()
+    names = [name for name, distribution in known if not distribution.single()]
+    # By default a tenth of the trials are the best ones.
+    evaluated = PedAnovaImportanceEvaluator().evaluate(study, params=names)
+    total = sum(evaluated.values())
+    (bars,) = data_of(report_page(recorded(60)))["figures"]["importances"]["data"]
+    drawn = dict(zip(bars["y"], bars["x"], strict=True))
+    assert drawn.keys() == evaluated.keys()
+    assert max(drawn.values()) > 3 * min(drawn.values())
+    for name, share in drawn.items():
+        assert share == pytest.approx(evaluated[name] / total, rel=1e-3)
+
+
+def test_advice_is_no_bolder_than_what_is_known() -> None:
+    text = written(report_page(recorded(20)))
+    assert "more epochs may pay, but most curves rise there if the learning rate falls" in text
+    assert "a stricter pruner saves more, and stops the best trial more often" in text
+    assert "waited for the database, for a suggestion or for a trial to take" in text
+    assert "in another it begins a new one whose suggestions are drawn anew" in text
 
 
 def test_the_study_file_in_it_makes_the_same_study() -> None:

@@ -7,7 +7,7 @@ from optuna.trial import TrialState
 from studies.findings import findings
 from studies.storage import open_database
 from studies.study import create_or_continue
-from studies.timeline import cost, runs_of, timeline, worker_times
+from studies.timeline import Restarts, cost, restarts, runs_of, timeline, worker_times
 from tests.studies.trials import CONFIG, NOW, SMALL, at, run, trial
 
 WEEK = 7 * 24 * 3600.0
@@ -82,6 +82,15 @@ def test_a_worker_is_idle_between_its_runs() -> None:
     # Trial 1, and 2 until it was lost: 10 to 30, 50 to 70.
     assert (second.busy_seconds, second.idle_seconds, second.lost) == (40, 20, 1)
     assert (third.runs, third.resumed, third.idle_seconds) == (1, 1, 0)
+
+
+def test_who_was_lost_and_what_was_taken_up_again_is_counted() -> None:
+    assert restarts(timeline(SMALL, NOW)) == Restarts(workers_lost=1, trials_taken_up_again=1)
+    twice = (run("host-2", 0, 9, 0, 1, lost=True), run("host-1", 10, 19, 1, 1))
+    other = trial(0, "complete", 0.1, begin=20, seconds=5, earlier_runs=twice)
+    both = [other, trial(1, "waiting", begin=0, seconds=None, earlier_runs=twice[:1])]
+    assert restarts(timeline(both, NOW)) == Restarts(workers_lost=1, trials_taken_up_again=1)
+    assert restarts([]) == Restarts(0, 0)
 
 
 def test_what_was_spent_and_saved() -> None:

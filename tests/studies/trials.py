@@ -11,7 +11,7 @@ from search.space import make_space
 from studies.config import StudyConfig, parse_study
 from studies.findings import Findings, findings
 from studies.results import Run, TrialRecord, record
-from studies.study import create_or_continue
+from studies.study import OpenedStudy, create_or_continue
 
 START = datetime(2026, 1, 1, 12)
 NOW = START + timedelta(seconds=1000)
@@ -101,14 +101,33 @@ STATES = {
 }
 
 
+Trials = Sequence[tuple[str, Mapping[str, Any], Sequence[float]]]
+"""State, parameters and accuracies of each."""
+
+
 def found(
     settings: Mapping[str, Any],
-    trials: Sequence[tuple[str, Mapping[str, Any], Sequence[float]]],
+    trials: Trials,
     with_baseline: bool = False,
     storage: BaseStorage | None = None,
     attributes: Mapping[str, Any] | None = None,
 ) -> Findings:
-    """What is found in a new study of these trials: state, parameters and accuracies.
+    """What is found in a new study of these trials; see `study_of`."""
+    return findings_of(study_of(settings, trials, storage, attributes), with_baseline)
+
+
+def findings_of(opened: OpenedStudy, with_baseline: bool = False) -> Findings:
+    first = record(opened.study.get_trials()[0]) if with_baseline else None
+    return findings(opened, first, datetime(2027, 1, 1))
+
+
+def study_of(
+    settings: Mapping[str, Any],
+    trials: Trials,
+    storage: BaseStorage | None = None,
+    attributes: Mapping[str, Any] | None = None,
+) -> OpenedStudy:
+    """A new study of these trials.
 
     They are run by two workers in turn, ten seconds an epoch.
 
@@ -145,5 +164,4 @@ def found(
                 intermediate_values=dict(enumerate(accuracies, start=1)),
             )
         )
-    first = record(opened.study.get_trials()[0]) if with_baseline else None
-    return findings(opened, first, datetime(2027, 1, 1))
+    return opened
