@@ -25,6 +25,7 @@ from studies.export import check_output, write_export
 from studies.results import CONFIRMS, SEED, TrialRecord, record
 from studies.study import VERSIONS, OpenedStudy, ranked_records
 from studies.text import shortened
+from studies.timeline import runs_of, seconds_taken
 
 LONGEST_REASON = 300  # characters
 logger = logging.getLogger(__name__)
@@ -137,8 +138,7 @@ def finish(
         "validation_accuracy": best.value,
         "validation_accuracy_per_epoch": list(best.accuracies),
         "best_epoch": checkpoint.epoch,
-        # If it was resumed, what is known is how long the rest took.
-        "training_seconds": None if best.epochs_before else best.seconds,
+        "training_seconds": _training_seconds(best),
         "images_per_second": best.images_per_second,
         **of_test(test),
     }
@@ -146,6 +146,12 @@ def finish(
     if confirmation:
         description["confirmation"] = confirmation
     return packed_model(prepared, best, checkpoint.weights, description, test, graphs)
+
+
+def _training_seconds(best: TrialRecord) -> float | None:
+    """Of all runs of the trial; None if the first is not recorded."""
+    runs = runs_of(best)
+    return seconds_taken(runs) if runs and not runs[0].epochs_before else None
 
 
 def usable_trials(

@@ -1,6 +1,7 @@
 """The final model: the chosen configuration trained anew, on training and validation images."""
 
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -16,7 +17,7 @@ from search.export import describe_trial, of_test, rebuild
 from search.finished import NO_GRAPHS, Finished, Graphs, packed_model
 from search.objective import trial_context
 from search.prepare import Prepared
-from studies.results import BEST_EPOCH, SEED, TrialRecord
+from studies.results import BEST_EPOCH, IMAGES_PER_SECOND, SEED, TrialRecord
 from studies.study import VERSIONS, versions
 
 logger = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ def retrain(
     )
     context = trial_context(opened.config, placed(data, device), device, attributes[SEED])
     losses = []
+    started = time.monotonic()
     last: EpochResult | None = None
     for last in train(best.parameters, context):
         losses.append(last.training_loss)
@@ -62,6 +64,7 @@ def retrain(
             last.training_loss,
             last.images_per_second,
         )
+    seconds = time.monotonic() - started
     assert last is not None
     weights = {name: tensor.cpu() for name, tensor in last.weights.items()}
     if not all(tensor.isfinite().all() for tensor in weights.values()):
@@ -83,6 +86,8 @@ def retrain(
         "validation_accuracy": None,
         "best_epoch": None,
         "training_loss_per_epoch": losses,
+        "training_seconds": seconds,
+        IMAGES_PER_SECOND: round(last.images_per_second),
         **of_test(test),
         "before": before,
     }

@@ -34,6 +34,11 @@ def epochs_trained(runs: Sequence[Run]) -> int:
     return sum(run.epochs - run.epochs_before for run in runs)
 
 
+def seconds_taken(runs: Sequence[Run]) -> float:
+    """By all of these runs together."""
+    return sum((run.ended - run.started).total_seconds() for run in runs)
+
+
 @dataclass(frozen=True, slots=True)
 class ShownRun:
     """A run, and how it ended."""
@@ -81,7 +86,7 @@ def worker_times(shown: Sequence[ShownRun]) -> list[WorkerTime]:
     times = []
     for worker, runs in by_worker.items():
         first, last = runs[0].started, max(run.ended for run in runs)
-        busy = sum((run.ended - run.started).total_seconds() for run in runs)
+        busy = seconds_taken(runs)
         times.append(
             WorkerTime(
                 worker=worker,
@@ -137,7 +142,7 @@ def cost(records: Sequence[TrialRecord], config: StudyConfig, now: datetime) -> 
     for item in records:
         runs = runs_of(item, now)
         trained = epochs_trained(runs)
-        took = sum((run.ended - run.started).total_seconds() for run in runs)
+        took = seconds_taken(runs)
         epochs += trained
         repeated += max(trained - max((run.epochs for run in runs), default=0), 0)
         seconds += took

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from data.errors import UserError
-from search.export import usable_trials
+from search.export import _training_seconds, usable_trials
 from studies.checkpoints import Checkpoint, CheckpointDirectory, weights_name
 from studies.results import TrialRecord
 from studies.stores import Folder
+from tests.studies.trials import SMALL, trial
 
 RANKED = [
     TrialRecord(number, "complete", {}, (value,), value, None, None, None, None, 1.0)
@@ -78,3 +79,12 @@ def test_without_any_the_error_is_of_the_best(
     elsewhere = CheckpointDirectory(Folder(tmp_path / "elsewhere"))
     with pytest.raises(UserError, match="no checkpoint of trial 5 here; run this where"):
         next(usable_trials(RANKED, elsewhere))
+
+
+def test_a_trial_took_as_long_as_all_of_its_runs() -> None:
+    resumed = SMALL[2]
+    assert resumed.epochs_before
+    assert _training_seconds(resumed) == 20 + 30
+    assert _training_seconds(SMALL[0]) == 40
+    assert _training_seconds(trial(0, "complete", 0.5, epochs_before=1)) is None
+    assert _training_seconds(trial(0, "complete", 0.5, begin=None, seconds=None)) is None

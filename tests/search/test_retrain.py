@@ -1,5 +1,6 @@
 import json
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -71,7 +72,9 @@ def test_the_last_epoch_on_all_images_is_written_and_the_test_images_looked_at(
 ) -> None:
     prepared = searched(storage, data_cache, 0.01)
     output = tmp_path / "whole"
+    started = time.monotonic()
     finished = retrain(prepared, best_record(prepared.opened), CPU)
+    elapsed = time.monotonic() - started
     write_export(output, finished.model)
 
     data = whole_for_training(prepared.dataset)
@@ -91,6 +94,9 @@ def test_the_last_epoch_on_all_images_is_written_and_the_test_images_looked_at(
     assert trial["test_accuracy"] == finished.test.plain
     assert trial["test_accuracy_with_flips"] == finished.test.with_flips
     assert len(trial["training_loss_per_epoch"]) == 2
+    assert 0 < trial["training_seconds"] < elapsed
+    # Of the last epoch, which took less than both.
+    assert trial["images_per_second"] > len(data.train) / trial["training_seconds"]
     assert trial["validation_accuracy"] is None
     assert "validation_accuracy_per_epoch" not in trial
     assert trial["before"]["validation_accuracy_per_epoch"] == [0.5, 0.4]
