@@ -179,8 +179,13 @@ def compare(first_right: Sequence[bool], second_right: Sequence[bool]) -> Paired
 
 
 def epochs_to(accuracies: Sequence[float], fraction: float) -> int | None:
-    """The first epoch whose accuracy is at least this fraction of the last one's; None of none."""
+    """The first epoch whose accuracy is at least this fraction of the last one's.
+
+    Returns:
+        None if there is no epoch, or the last accuracy is no number.
+    """
     if not accuracies:
         return None
     wanted = fraction * accuracies[-1]
-    return next(epoch for epoch, found in enumerate(accuracies, start=1) if found >= wanted)
+    reached = (epoch for epoch, found in enumerate(accuracies, start=1) if found >= wanted)
+    return next(reached, None)

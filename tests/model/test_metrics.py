@@ -143,3 +143,4 @@ def test_convergence_is_the_first_epoch_that_comes_close_enough_to_the_last() ->
     assert [epochs_to(curve, share) for share in (0.8, 0.9, 0.95, 1.0)] == [2, 4, 5, 6]
     assert epochs_to([0.6, 0.5], 0.95) == 1
     assert epochs_to([], 0.8) is None
+    assert epochs_to([0.5, math.nan], 0.8) is None
