@@ -31,8 +31,7 @@ def picture(image: Tensor) -> str:
 
 def row_of(images: Sequence[Tensor]) -> Tensor:
     """uint8 images of one size side by side, a little apart."""
-    grid: Tensor = make_grid(list(images), nrow=len(images), padding=1, pad_value=255)
-    return grid[:, 1:-1, 1:-1]
+    return _grid(torch.stack(list(images)), len(images), 1)
 
 
 def rows_of(images: Tensor) -> Tensor:
@@ -60,8 +59,14 @@ def colored_maps(maps: Tensor) -> Tensor:
     factor = max(1, TILE // maps.shape[-1])
     levels = levels.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
     colored = _viridis()[levels].permute(0, 3, 1, 2)
-    grid: Tensor = make_grid(colored, nrow=COLUMNS, padding=GAP, pad_value=255)
-    return grid[:, GAP:-GAP, GAP:-GAP]
+    return _grid(colored, COLUMNS, GAP)
+
+
+def _grid(images: Tensor, columns: int, gap: int) -> Tensor:
+    """uint8 images of shape (N, 3, H, W), white between them and nothing around them."""
+    grid: Tensor = make_grid(images, nrow=columns, padding=gap, pad_value=255)
+    # A single image is given no border.
+    return grid if len(images) == 1 else grid[:, gap:-gap, gap:-gap]
 
 
 def _viridis() -> Tensor:
