@@ -185,7 +185,7 @@ def _convergence(shown: Shown) -> str:
     curves = {item.subject.name: item.curve for item in shown.evaluations}
     header = ["", *(f"epochs to {share:.0%}" for share in CONVERGED), "last accuracy"]
     rows = [
-        [name, *(str(epochs_to(curve, share)) for share in CONVERGED), f"{curve[-1]:.2%}"]
+        [name, *(_value(epochs_to(curve, share)) for share in CONVERGED), f"{curve[-1]:.2%}"]
         for name, curve in curves.items()
         if curve
     ]
@@ -271,8 +271,8 @@ def _features(shown: Shown) -> str:
             for index in order[:LIKELY]
         )
         parts = [
-            f'<figure><h3>{html.escape(shown.image.name).capitalize()}</h3><img class="one" '
-            f'src="{picture(shown.image.pixels)}" alt="the chosen image"><figcaption>taken for '
+            f'<figure><h3>Image</h3><img class="one" src="{picture(shown.image.pixels)}" '
+            f'alt="the chosen image"><figcaption>{html.escape(shown.image.name)}, taken for '
             f"{likely}</figcaption></figure>"
         ]
         for part in item.features:

@@ -1,6 +1,7 @@
 """The evaluation: each figure beside one computed by hand, and the page in a real browser."""
 
 import functools
+import html
 import io
 import json
 import re
@@ -130,6 +131,16 @@ def found(place: Place, dataset: Dataset) -> Found:
     return Found(evaluate(subject, dataset.test, image, CPU, told.append), image, told)
 
 
+def tables(text: str, section: str) -> list[list[str]]:
+    """The rows of all tables in a section of the page."""
+    (content,) = re.findall(rf'<section id="{section}">(.*?)</section>', text, re.S)
+    rows = re.findall(r"<tr>(.*?)</tr>", content)
+    return [
+        [html.unescape(cell) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row)]
+        for row in rows
+    ]
+
+
 loaded = functools.cache(load)
 
 
@@ -225,6 +236,12 @@ def test_of_a_model_that_was_trained_anew_the_curve_is_that_of_the_search(found:
     description = {"before": {"validation_accuracy_per_epoch": [0.25, 0.5]}}
     anew = replace(found.evaluation, subject=replace(subject, description=description))
     assert anew.curve == (0.25, 0.5)
+
+
+def test_the_file_of_the_chosen_image_is_named_as_it_is(dataset: Dataset, found: Found) -> None:
+    image = replace(found.image, name="IMG_0042.JPG")
+    text = evaluation_page([found.evaluation], dataset, image)
+    assert text.count("IMG_0042.JPG") == 2, "above the maps, and below the image"
 
 
 def test_ctrl_c_leaves_nothing_behind(
@@ -367,6 +384,26 @@ def test_two_models_of_one_folder_name_are_told_apart(
     assert "<title>old/best and new/best</title>" in text
     curves = re.findall(r'"name":"([^"]*/best)"', text)
     assert curves == names * (len(CORRUPTIONS) + 1), "each has a line in each figure"
+
+
+def test_of_two_models_the_page_and_the_document_say_the_validation_fractions(
+    place: Place, found: Found, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def known(subject: Subject, *_: Any) -> Evaluation:
+        return replace(found.evaluation, subject=subject)
+
+    monkeypatch.setattr("search.run_evaluate.evaluate", known)
+    other = tmp_path / "other"
+    shutil.copytree(place.best, other)
+    description = json.loads((other / "trial.json").read_text())
+    description["data"]["validation_fraction"] = 0.35
+    (other / "trial.json").write_text(json.dumps(description))
+    list_digests(other)
+    folder = place.run(place.best, other, output=tmp_path / "compared").page.parent
+    models = json.loads((folder / "evaluation.json").read_text())["models"]
+    assert [model["validation_fraction"] for model in models] == [0.2, 0.35]
+    rows = tables((folder / "evaluation.html").read_text(), "models")
+    assert ["validation fraction", "0.2", "0.35"] in rows
 
 
 @pytest.mark.parametrize(
