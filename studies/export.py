@@ -1,11 +1,13 @@
 """Writing the folder in which a model leaves the study: whole, or not at all."""
 
+import glob
 import json
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from studies.card import FORMATS, model_card
 CARD = "README.md"
 FILES = {"model.safetensors", "trial.json", CARD, SUMS, *FORMATS}
 _ONE_OF_SEVERAL = re.compile(r"\d+-trial-\d+")
+_SUM_OF_CARD = re.compile(rb"^[0-9a-f]{64} [ *]README\.md\n", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +54,12 @@ def several_name(place: int, count: int, trial: int) -> str:
 def check_output(output: Path) -> None:
     """Refuse to replace anything but an earlier export, and what cannot be written at all.
 
+    One that a killed export had moved aside is put back first.
+
     Raises:
         UserError: `output` exists and holds something else, or its place cannot be written.
     """
+    _put_back(output)
     earlier = _is_export(output) or (output.is_dir() and all(map(_is_of_several, output.iterdir())))
     if not earlier and (output.exists() or output.is_symlink()):
         raise UserError(f"{output}: exists and is not an exported model; give another --output")
@@ -126,13 +132,13 @@ def add_evaluation(folder: Path, evaluation: Mapping[str, Any]) -> bool:
     """
     card, listed = folder / CARD, folder / SUMS
     content, digests = card.read_bytes(), listed.read_bytes()
-    line = sums({CARD: content})
-    if line not in digests:
-        return False
     description = json.loads((folder / "trial.json").read_text())
     new = model_card(description, folder.resolve().name, evaluation).encode()
+    # The same, if a process was killed between the two writes.
+    if sums({CARD: content}) not in digests and content != new:
+        return False
     write_whole(card, new)
-    write_whole(listed, digests.replace(line, sums({CARD: new})))
+    write_whole(listed, _SUM_OF_CARD.sub(sums({CARD: new}), digests))
     return True
 
 
@@ -151,6 +157,8 @@ def _write(output: Path, files: Mapping[str, bytes]) -> None:
             file.write_bytes(content)
             file.chmod(0o644)  # As the checkpoints.
             _sync(file)
+        for folder in {temporary, *((temporary / name).parent for name in files)}:
+            _sync_names(folder)
         _replace(output, temporary)
     except OSError as error:
         raise UserError(f"{output}: cannot be written ({error.strerror})") from error
@@ -166,17 +174,39 @@ def _sync(file: Path) -> None:
         os.close(descriptor)
 
 
+def _sync_names(folder: Path) -> None:
+    # Not every file system can.
+    with suppress(OSError):
+        _sync(folder)
+
+
 def _replace(output: Path, temporary: Path) -> None:
     """Put the new folder in the old one's place; a folder cannot be renamed over another."""
     if not output.exists():
         temporary.rename(output)
+        _sync_names(output.parent)
         return
     old = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}-old-"))
     try:
         output.rename(old / "export")
         temporary.rename(output)
+        # Before the old one is removed.
+        _sync_names(output.parent)
     finally:
         # Ctrl-C may come between the two.
         if not output.exists():
             (old / "export").rename(output)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _put_back(output: Path) -> None:
+    """Undo the first half of a `_replace` that was killed before the second."""
+    if os.path.lexists(output):
+        return
+    # As many characters as `mkdtemp` adds: else the old one of another name would do.
+    left = output.parent.glob(f".{glob.escape(output.name)}-old-{'?' * 8}/export")
+    for export in sorted(left, key=lambda path: path.parent.stat().st_mtime)[-1:]:
+        # Where nothing can be written, that is said next.
+        with suppress(OSError):
+            export.rename(output)
+            export.parent.rmdir()

@@ -1,11 +1,12 @@
 import json
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from data.errors import UserError
+from data.files import write_whole
 from data.sums import check_sums
 from studies import export
 from studies.export import (
@@ -122,6 +123,52 @@ def test_ctrl_c_leaves_the_earlier_export(
     assert [item.name for item in tmp_path.iterdir()] == ["best"]
 
 
+class Killed(BaseException):
+    """As SIGKILL: nothing that comes after it is done."""
+
+
+def killed(*_: object, **__: object) -> NoReturn:
+    raise Killed
+
+
+def test_what_a_killed_export_has_moved_aside_is_put_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, rename = tmp_path / "best-old-2", Path.rename
+    write_export(output, model(7, b"graph"))
+
+    def killed_in_place(path: Path, target: Path) -> Path:
+        return killed() if target == output else rename(path, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", killed_in_place)
+        patched.setattr("studies.export.shutil.rmtree", killed)
+        with pytest.raises(Killed):
+            write_export(output, model(8))
+    assert not output.exists()
+    check_output(tmp_path / "best")
+    assert not (tmp_path / "best").exists(), "it is of another name"
+    check_output(output)
+    assert trial_in(output) == 7
+    check_sums(output, frozenset({"model.onnx"}))
+    assert list(tmp_path.glob(".best-old-2-old-*")) == []
+
+
+def test_the_names_are_on_the_disk_before_the_earlier_export_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(export, "_sync", synced.append)
+    write_export(tmp_path / "best", model(7))
+    assert synced[-1] == tmp_path
+    assert synced[-2].parent == tmp_path, "and those in the folder before it is in its place"
+    monkeypatch.setattr("studies.export.shutil.rmtree", killed)
+    synced.clear()
+    with pytest.raises(Killed):
+        write_export(tmp_path / "best", model(8))
+    assert synced[-1] == tmp_path
+
+
 def test_several_models_are_written_and_replaced_together(tmp_path: Path) -> None:
     output = tmp_path / "five"
     write_exports(output, {several_name(place, 2, 4 - place): model() for place in (1, 2)})
@@ -167,3 +214,28 @@ def test_an_evaluation_goes_into_the_card_of_the_folder_unless_somebody_has_edit
     assert not add_evaluation(folder, evaluation)
     assert (folder / "README.md").read_text() == "# Mine\n"
     check_output(folder)
+
+
+def test_a_card_that_was_written_but_not_its_digest_has_not_been_edited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "best"
+    write_export(folder, model())
+    evaluation = {
+        **{"macro": {"f1": 0.5}, "calibration": {"error": 0.05}},
+        "mean_accuracy_corrupted": 0.4,
+    }
+
+    def killed_between(path: Path, content: bytes) -> None:
+        if path.name == "SHA256SUMS":
+            raise Killed
+        write_whole(path, content)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("studies.export.write_whole", killed_between)
+        with pytest.raises(Killed):
+            add_evaluation(folder, evaluation)
+    assert "| 50.00% |" in (folder / "README.md").read_text()
+    assert add_evaluation(folder, evaluation)
+    command = ("sha256sum", "--check", "--strict", "SHA256SUMS")
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
