@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from search.enqueue import enqueue_trial as enqueue_trial
+    from search.finished import Graphs as Graphs
     from search.replay import replay_trial as replay_trial
     from search.run import RunOptions as RunOptions
     from search.run import WorkerOptions as WorkerOptions
@@ -13,16 +14,19 @@ if TYPE_CHECKING:
     from search.run_confirm import confirm_study as confirm_study
     from search.run_evaluate import evaluate_models as evaluate_models
     from search.run_export import export_study as export_study
+    from search.run_predict import predict_images as predict_images
     from search.run_report import report_study as report_study
 
 # As in `studies`.
 PLACES = {
+    "Graphs": "search.finished",
     "RunOptions": "search.run",
     "WorkerOptions": "search.run",
     "confirm_study": "search.run_confirm",
     "enqueue_trial": "search.enqueue",
     "evaluate_models": "search.run_evaluate",
     "export_study": "search.run_export",
+    "predict_images": "search.run_predict",
     "replay_trial": "search.replay",
     "report_study": "search.run_report",
     "run_study": "search.run",

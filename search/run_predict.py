@@ -1,6 +1,7 @@
 """`hpsearch predict`: an exported model on images and directories of them."""
 
 import csv
+import io
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -98,8 +99,9 @@ def _write_text(batches: Batches) -> None:
 
 
 def _write_csv(batches: Batches) -> None:
-    # A name that is no text is written as the file system has it.
-    sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
+    if isinstance(sys.stdout, io.TextIOWrapper):  # That of a notebook is not.
+        # A name that is no text is written as the file system has it.
+        sys.stdout.reconfigure(errors="surrogateescape")
     rows = csv.writer(sys.stdout, lineterminator="\n")
     rows.writerow(FIELDS)
     for batch in batches:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from studies.config import load_study_file as load_study_file
+    from studies.config import write_template as write_template
     from studies.results import rank as rank
     from studies.storage import open_storage as open_storage
     from studies.study import best_record as best_record
@@ -19,6 +20,7 @@ PLACES = {
     "open_study": "studies.study",
     "rank": "studies.results",
     "study_names": "studies.study",
+    "write_template": "studies.config",
 }
 
 if not TYPE_CHECKING:  # Else a name that is not there would pass.

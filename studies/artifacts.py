@@ -18,6 +18,7 @@ from bottle import HTTPError
 from optuna.storages import BaseStorage
 
 from data.errors import UserError
+from data.files import DEFAULT_ROOT
 from studies.export import FILES
 from studies.stores import WEIGHTS_NAME, Folder, Store, study_store
 from studies.study import IDENTITY, OpenedStudy, open_study
@@ -89,9 +90,9 @@ class StudyFiles:
     """An artifact store of Optuna's, for the dashboard, that reads these files and nothing else."""
 
     storage: BaseStorage
-    root: Path
+    root: Path = DEFAULT_ROOT
     """The directory for what a run makes."""
-    place: str | None
+    place: str | None = None
     """Where checkpoints are instead; see `open_store`."""
 
     def open_reader(self, artifact_id: str) -> BinaryIO:

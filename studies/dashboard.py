@@ -40,11 +40,11 @@ class Access:
 
 def plan_access(
     host: str,
-    allowed_hosts: Iterable[str],
-    password_file: Path | None,
-    password_hash: str | None,
-    no_password: bool,
-    allow_edits: bool,
+    allowed_hosts: Iterable[str] = (),
+    password_file: Path | None = None,
+    password_hash: str | None = None,
+    no_password: bool = False,
+    allow_edits: bool = False,
 ) -> Access:
     """Decide who may use a dashboard that listens on `host`.
 

@@ -1,19 +1,26 @@
 """What `docs/python.md` shows: each piece, run in this process on one small finished study."""
 
+import ast
+import inspect
 import re
 import signal
+from collections.abc import Iterator
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+from wsgiref.util import setup_testing_defaults
 
 import pytest
 import tomli_w
 from PIL import Image
 
+import data
+import model
 import search
 import studies
-from studies import open_storage, open_study
+from studies import load_study_file, open_storage, open_study
 from studies.confirmation import confirmation_of
 from tests.system.trained import trained_study
 
@@ -30,7 +37,9 @@ def test_each_piece_of_python_does_what_it_says(
     curve = trained_study(open_storage(create=True), "flowers", str(few_images), Path("var"))
     config = open_study("flowers").config.model_dump(mode="json", exclude_none=True)
     Path("flowers.toml").write_text(tomli_w.dumps(config))
-    Image.open(next(few_images.glob("test/cat/*"))).resize((50, 40)).save("photo.jpg")
+    Path("photos").mkdir()
+    for name in ("photo.jpg", "photos/0.jpg"):
+        Image.open(next(few_images.glob("test/cat/*"))).resize((50, 40)).save(name)
 
     names: dict[str, Any] = {}
     said = StringIO()
@@ -49,22 +58,48 @@ def test_each_piece_of_python_does_what_it_says(
     assert f"0 {max(curve)} " in text
     assert "['flowers']" in text
     assert "trial 1 is waiting for a worker" in text
-    assert codes == [0, 0, 0]
+    assert codes == [0, 0, 0, 0]
+    assert load_study_file("roses.toml").name == "roses"
     assert names["file"] == Path("flowers-report.html")
     assert names["file"].is_file()
     assert names["exported"].test.plain == names["evaluation"].test.plain
-    assert names["prediction"].label in names["classifier"].classes
+    inspect.signature(search.export_study).bind("study", "folder", graphs=names["graphs"])
+    prediction = names["prediction"]
+    assert prediction.label in names["classifier"].classes
+    assert f"\nphotos/0.jpg,{prediction.label},{prediction.probability}\n" in text
     assert "macro F1" in Path("best/README.md").read_text()
     assert Path("best-evaluation/evaluation.json").is_file()
     confirmation = confirmation_of(open_study("flowers"))
     assert confirmation is not None
     assert confirmation.winner.trial == 0
     assert names["replay"].recorded == tuple(curve)
+    answers: list[str] = []
+    environment = {"PATH_INFO": "/api/studies"}
+    setup_testing_defaults(environment)
+    body = b"".join(names["app"](environment, lambda status, *_: answers.append(status)))
+    assert (answers, b"flowers" in body) == (["200 OK"], True)
+
+
+def imported_for_types(package: ModuleType) -> Iterator[tuple[str, str]]:
+    """What type checkers see of a package: name and module."""
+    types, _ = [item for item in ast.parse(inspect.getsource(package)).body if type(item) is ast.If]
+    for item in types.body:
+        assert isinstance(item, ast.ImportFrom)
+        for name in item.names:
+            assert name.asname == name.name
+            yield name.name, str(item.module)
+
+
+def test_the_types_of_all_packages_are_for_who_uses_them() -> None:
+    for package in (data, model, search, studies):
+        assert Path(inspect.getfile(package)).with_name("py.typed").is_file()
 
 
 def test_what_is_offered_is_there() -> None:
     for package in (studies, search):
+        assert dict(imported_for_types(package)) == package.PLACES
         for name in package.PLACES:
             assert getattr(package, name).__doc__
+            assert re.search(rf"\b{name}\b", PAGE.read_text())
     with pytest.raises(AttributeError, match="module 'search' has no attribute 'nothing'"):
         _ = vars(search)["__getattr__"]("nothing")

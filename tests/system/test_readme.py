@@ -19,6 +19,19 @@ def test_every_command_is_documented() -> None:
     assert {f"hpsearch {name}" for name in COMMANDS} <= set(re.findall(r"hpsearch [\w-]+", README))
 
 
+def test_every_command_has_its_python_or_is_named_as_an_exception() -> None:
+    """By the headings of the page."""
+    shown: set[str] = set()
+    alone: set[str] = set()
+    for part in (ROOT / "docs" / "python.md").read_text().split("\n## ")[1:]:
+        heading, _, content = part.partition("\n")
+        exception = heading.startswith("For the command alone")
+        assert exception != ("```python\n" in content), heading
+        (alone if exception else shown).update(re.findall(r"`hpsearch ([\w-]+)`", heading))
+    assert shown | alone == set(COMMANDS)
+    assert shown & alone == set()
+
+
 def test_make_has_the_two_commands_of_the_readme() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"^    make (\w+)", README, re.MULTILINE):
