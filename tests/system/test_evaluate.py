@@ -144,9 +144,9 @@ def tables(text: str, section: str) -> list[list[str]]:
 loaded = functools.cache(load)
 
 
-def by_hand(place: Place, images: torch.Tensor) -> torch.Tensor:
-    """Logits, by the plainest way."""
-    classifier = loaded(place.best)
+def by_hand(folder: Path, images: torch.Tensor) -> torch.Tensor:
+    """Logits of an exported model, by the plainest way."""
+    classifier = loaded(folder)
     with torch.no_grad():
         logits: torch.Tensor = classifier.model.eval()(
             normalise(images.float() / 255, classifier.normalisation)
@@ -158,31 +158,104 @@ def share_right(logits: torch.Tensor, dataset: Dataset) -> float:
     return float(numpy.mean(logits.numpy().argmax(axis=1) == dataset.test.labels.numpy()))
 
 
-def test_the_accuracies_are_those_computed_by_hand(
-    place: Place, dataset: Dataset, found: Found
-) -> None:
-    evaluation, images = found.evaluation, dataset.test.images
-    plain, mirrored = by_hand(place, images), by_hand(place, images.flip(3))
-    assert evaluation.test.plain == pytest.approx(share_right(plain, dataset))
-    assert evaluation.test.with_flips == pytest.approx(share_right(plain + mirrored, dataset))
+SHARES = (0.8, 0.9, 0.95)
+BINS = 15
+
+
+def first_epochs(curve: Sequence[float]) -> list[int]:
+    """Those that first come to each of `SHARES` of the last accuracy."""
+    return [
+        next(epoch for epoch, value in enumerate(curve, start=1) if value >= share * curve[-1])
+        for share in SHARES
+    ]
+
+
+class ByHand:
+    """What the page is to show of a model, from its logits, with numpy alone."""
+
+    def __init__(
+        self, folder: Path, dataset: Dataset, worse: Sequence[Sequence[torch.Tensor]]
+    ) -> None:
+        images, labels = dataset.test.images, dataset.test.labels.numpy()
+        logits = by_hand(folder, images)
+        powers = numpy.exp(logits.numpy().astype(float))
+        self.probabilities = powers / powers.sum(axis=1, keepdims=True)
+        self.guessed = self.probabilities.argmax(axis=1)
+        self.confidences = self.probabilities.max(axis=1)
+        self.right = self.guessed == labels
+        self.accuracy = self.right.mean()
+        self.with_flips = share_right(logits + by_hand(folder, images.flip(3)), dataset)
+        self.robustness = [
+            [share_right(by_hand(folder, these), dataset) for these in of_corruption]
+            for of_corruption in worse
+        ]
+        count = len(dataset.classes)
+        self.confusion = numpy.zeros((count, count), dtype=int)
+        numpy.add.at(self.confusion, (labels, self.guessed), 1)
+        self.images, taken = self.confusion.sum(axis=1), self.confusion.sum(axis=0)
+        hits = self.confusion.diagonal()
+        self.precision, self.recall = hits / taken.clip(1), hits / self.images
+        self.f1 = 2 * hits / (self.images + taken)
+        places = (self.confidences * BINS).astype(int).clip(max=BINS - 1)
+        inside = [places == number for number in range(BINS)]
+        self.in_bins = [int(part.sum()) for part in inside]
+        self.right_in_bins = [self.right[part].mean() if part.any() else None for part in inside]
+        self.calibration_error = sum(
+            abs(self.right[part].mean() - self.confidences[part].mean()) * part.mean()
+            for part in inside
+            if part.any()
+        )
+
+    def headlines(self) -> list[float]:
+        mean = float(numpy.mean(self.robustness))
+        return [self.accuracy, self.with_flips, self.f1.mean(), mean, self.calibration_error]
+
+
+@pytest.fixture(scope="module")
+def worse(dataset: Dataset) -> Sequence[Sequence[torch.Tensor]]:
+    """The test images with each corruption at each severity."""
+    return [
+        [corrupted(dataset.test.images, corruption, severity, SEED) for severity in SEVERITIES]
+        for corruption in CORRUPTIONS
+    ]
+
+
+@pytest.fixture(scope="module")
+def expected(place: Place, dataset: Dataset, worse: Sequence[Sequence[torch.Tensor]]) -> ByHand:
+    """Of `best`."""
+    return ByHand(place.best, dataset, worse)
+
+
+def near(values: Sequence[float | None]) -> list[Any]:
+    """As they are rounded in a figure."""
+    return [value and pytest.approx(value, rel=1e-3) for value in values]
+
+
+def percents(texts: Sequence[str]) -> list[float]:
+    return [float(text.rstrip("%")) for text in texts]
+
+
+def in_percent(values: Sequence[float], digits: int) -> Any:
+    """Either neighbour of what lies in the middle of two."""
+    return pytest.approx([100 * value for value in values], abs=0.501 / 10**digits)
+
+
+def test_the_accuracies_are_those_computed_by_hand(found: Found, expected: ByHand) -> None:
+    evaluation = found.evaluation
+    assert evaluation.test.plain == pytest.approx(expected.accuracy)
+    assert evaluation.test.with_flips == pytest.approx(expected.with_flips)
     assert evaluation.test.plain > 0.15, "it has learnt something, so that figures differ"
     assert evaluation.metrics.accuracy == pytest.approx(evaluation.test.plain)
-    right = plain.argmax(dim=1) == dataset.test.labels
-    assert list(evaluation.right) == right.tolist()
-    everything = []
-    for corruption in CORRUPTIONS:
-        for severity in SEVERITIES:
-            worse = corrupted(images, corruption, severity, SEED)
-            accuracy = share_right(by_hand(place, worse), dataset)
-            assert evaluation.robustness[corruption][severity - 1] == pytest.approx(accuracy)
-            everything.append(accuracy)
-    assert evaluation.corrupted == pytest.approx(numpy.mean(everything))
+    assert list(evaluation.right) == expected.right.tolist()
+    for corruption, accuracies in zip(CORRUPTIONS, expected.robustness, strict=True):
+        assert evaluation.robustness[corruption] == pytest.approx(accuracies)
+    assert evaluation.corrupted == pytest.approx(numpy.mean(expected.robustness))
 
 
 def test_mistakes_and_the_chosen_image_are_those_computed_by_hand(
     place: Place, dataset: Dataset, found: Found
 ) -> None:
-    probabilities = by_hand(place, dataset.test.images).softmax(dim=1)
+    probabilities = by_hand(place.best, dataset.test.images).softmax(dim=1)
     confidences, predicted = probabilities.max(dim=1)
     wrong = (predicted != dataset.test.labels).nonzero().flatten().tolist()
     wrong.sort(key=lambda index: -float(confidences[index]))
@@ -201,7 +274,7 @@ def test_the_document_has_every_figure(place: Place, dataset: Dataset, found: Fo
     assert len(found.told) == STEPS
     document = as_document([found.evaluation], dataset, found.image)
     (model,) = json.loads(json.dumps(document, allow_nan=False))["models"]
-    guessed = by_hand(place, dataset.test.images).argmax(dim=1).tolist()
+    guessed = by_hand(place.best, dataset.test.images).argmax(dim=1).tolist()
     labels = dataset.test.labels.tolist()
     for index, name in enumerate(dataset.classes):
         of_class = model["classes"][index]
@@ -212,13 +285,8 @@ def test_the_document_has_every_figure(place: Place, dataset: Dataset, found: Fo
         assert model["confusion_matrix"][index][index] == hits
     assert model["test_accuracy"] == found.evaluation.test.plain
     assert model["validation_accuracy_per_epoch"] == list(place.curve)
-    for share in (0.8, 0.9, 0.95):
-        expected = next(
-            epoch
-            for epoch in range(1, EPOCHS + 1)
-            if place.curve[epoch - 1] >= share * place.curve[-1]
-        )
-        assert model["epochs_to_share_of_final_accuracy"][f"{share:.0%}"] == expected
+    reached = dict(zip(("80%", "90%", "95%"), first_epochs(place.curve), strict=True))
+    assert model["epochs_to_share_of_final_accuracy"] == reached
     assert model["training"]["images_per_second"] == 1234
     assert model["training"]["training_seconds"] == SECONDS
     assert model["validation_fraction"] == 0.2
@@ -304,13 +372,19 @@ def test_what_is_no_model_is_said_in_a_line(place: Place, tmp_path: Path) -> Non
 
 
 def test_an_export_and_a_study_side_by_side(
-    place: Place, hpsearch: Hpsearch, browser: Browser, tmp_path: Path
+    place: Place,
+    dataset: Dataset,
+    worse: Sequence[Sequence[torch.Tensor]],
+    expected: ByHand,
+    hpsearch: Hpsearch,
+    browser: Browser,
+    tmp_path: Path,
 ) -> None:
     """The folder's model is the study's, with some noise in its weights."""
     torch.manual_seed(0)
     shutil.copytree(place.best, tmp_path / "other")
     weights, _ = unpacked((tmp_path / "other" / "model.safetensors").read_bytes())
-    for name, tensor in weights.items():
+    for name, tensor in sorted(weights.items()):  # They come in another order each time.
         if tensor.ndim == 4:
             weights[name] = tensor + 0.3 * tensor.std() * torch.randn(tensor.shape)
     (tmp_path / "other" / "model.safetensors").write_bytes(packed(weights, {}))
@@ -319,6 +393,7 @@ def test_an_export_and_a_study_side_by_side(
         *("evaluate", "other", "--against", "flowers", "--directory", place.root),
         *("--image", Path(place.source) / "test/cat/0.png"),
         HPSEARCH_STORAGE=place.url,
+        CUDA_VISIBLE_DEVICES="",  # A GPU computes a little otherwise.
     )
     assert result.returncode == 0, result.stderr
     # Without a terminal, in place of the bar.
@@ -333,8 +408,7 @@ def test_an_export_and_a_study_side_by_side(
     document = json.loads((output / "evaluation.json").read_text())
     first, second = document["models"]
     assert (first["name"], second["name"]) == ("other", "flowers")
-    described = json.loads((place.best / "trial.json").read_text())
-    assert second["test_accuracy"] == described["test_accuracy"]
+    assert second["test_accuracy"] == pytest.approx(expected.accuracy)
     compared = document["comparison"]
     difference = first["test_accuracy"] - second["test_accuracy"]
     assert compared["difference"] == pytest.approx(difference)
@@ -352,17 +426,107 @@ def test_an_export_and_a_study_side_by_side(
     ]
 
     page = opened(browser, output / "evaluation.html", DESKTOP)
+    page.screenshot(path=tmp_path / "evaluation.png", full_page=True)
     assert page.title() == "other and flowers"
-    assert f"{100 * difference:+.2f}" in page.locator("#summary table").inner_text()
-    for number, model in enumerate((first, second)):
-        drawn = page.evaluate(f"page.figures['confusion-{number}'].data[0].text")
-        assert drawn == model["confusion_matrix"]
-        curve = page.evaluate(f"page.figures['robustness-0'].data[{number}].y")
-        noise = model["robustness"]["gaussian noise"]
-        assert curve == pytest.approx([model["test_accuracy"], *noise], rel=1e-3)
     # The image, and the stem and the stages, of each.
     assert page.locator("#features img").count() == 2 * 6
     assert page.locator("#features").get_by_text("0.png").first.is_visible()
+    drawn = {name: figure["data"] for name, figure in page.evaluate("page.figures").items()}
+    shown = {name: page.locator(f"#{name}").inner_text() for name in SECTIONS}
+    rows = page.evaluate(
+        """Object.fromEntries([...document.querySelectorAll('section')].map((section) => [
+            section.id,
+            [...section.querySelectorAll('tr')].map((row) =>
+                [...row.cells].map((cell) => cell.textContent)),
+        ]))"""
+    )
+    both = [ByHand(tmp_path / "other", dataset, worse), expected]
+    check_figures(drawn, both, dataset, place.curve)
+    check_tables(rows, shown, both, dataset, place.curve)
+    for number, model in enumerate((first, second)):
+        sizes = model["queries"]["sizes"]
+        assert [[row[0], row[1], row[4]] for row in rows["speed"][3 * number + 1 :][:2]] == [
+            [str(of["batch_size"]), f"{1000 * of['median_seconds']:,.2f} ms", str(of["queries"])]
+            for of in sizes
+        ]
+
+
+def check_figures(
+    drawn: dict[str, Any], both: Sequence[ByHand], dataset: Dataset, curve: Sequence[float]
+) -> None:
+    """Both models have the same curve."""
+    checked = {"convergence-figure"}
+    for number, model in enumerate(both):
+        (confusion,) = drawn[f"confusion-{number}"]
+        assert confusion["x"] == confusion["y"] == list(dataset.classes)
+        assert confusion["text"] == model.confusion.tolist()
+        assert confusion["z"] == [near(row) for row in model.confusion / model.images[:, None]]
+        classes = drawn[f"classes-{number}-figure"]
+        assert [trace["name"] for trace in classes] == ["precision", "recall", "F1"]
+        for trace, values in zip(classes, (model.precision, model.recall, model.f1), strict=True):
+            assert (trace["y"], trace["x"]) == (list(dataset.classes), near(values.tolist()))
+        right, _, images = drawn[f"reliability-{number}"]
+        assert right["x"] == images["x"] == near([(bar + 0.5) / BINS for bar in range(BINS)])
+        assert (right["y"], images["y"]) == (near(model.right_in_bins), model.in_bins)
+        assert right["hovertext"] == [str(count) for count in model.in_bins]
+        for position, accuracies in enumerate(model.robustness):
+            line = drawn[f"robustness-{position}"][number]
+            assert (line["x"], line["y"]) == ([0, *SEVERITIES], near([model.accuracy, *accuracies]))
+        line, marks = drawn["convergence-figure"][2 * number :][:2]
+        assert (line["x"], line["y"]) == (list(range(1, EPOCHS + 1)), near(list(curve)))
+        first = first_epochs(curve)
+        assert marks["x"] == sorted(set(first))
+        assert marks["y"] == near([curve[epoch - 1] for epoch in sorted(set(first))])
+        assert ", ".join(marks["text"]) == "80%, 90%, 95%"
+        checked |= {f"confusion-{number}", f"classes-{number}-figure", f"reliability-{number}"}
+    assert drawn.keys() == checked | {f"robustness-{number}" for number in range(len(CORRUPTIONS))}
+
+
+def check_tables(
+    rows: dict[str, Any],
+    shown: dict[str, str],
+    both: Sequence[ByHand],
+    dataset: Dataset,
+    curve: Sequence[float],
+) -> None:
+    """All but the times of queries."""
+    assert {name for name, found in rows.items() if found} == {
+        *("summary", "classes", "convergence", "speed", "models")
+    }
+    headlines = [model.headlines() for model in both]
+    assert len(rows["summary"]) == 1 + len(headlines[0])
+    for row, first, second in zip(rows["summary"][1:], *headlines, strict=True):
+        assert percents(row[1:]) == in_percent([first, second, first - second], 2)
+    alone = [int((both[0].right > both[1].right).sum()), int((both[0].right < both[1].right).sum())]
+    assert f" {alone[0]} images only the first got right, {alone[1]} only the" in shown["summary"]
+    reached = [str(epoch) for epoch in first_epochs(curve)]
+    assert rows["convergence"][1:] == [
+        [name, *reached, f"{curve[-1]:.2%}"] for name in ("other", "flowers")
+    ]
+    assert shown["speed"].count(f"Training: {SECONDS} s, 1,234 images/s.") == 2
+    facts = {name: values for name, *values in rows["models"]}
+    assert facts["trial"] == ["0", "0"]
+    assert facts["validation fraction"] == ["0.2", "0.2"]
+    for name, value in PARAMETERS.items():
+        assert facts[name] == [str(value)] * 2
+    length = len(dataset.classes) + 2
+    for number, model in enumerate(both):
+        _, *of_classes, mean = rows["classes"][number * length :][:length]
+        columns = numpy.stack([model.precision, model.recall, model.f1], axis=1)
+        for row, name, images, values in zip(
+            of_classes, dataset.classes, model.images, columns, strict=True
+        ):
+            assert (row[0], row[1], percents(row[2:])) == (name, str(images), in_percent(values, 1))
+        assert mean[:2] == ["mean (macro)", str(len(dataset.test))]
+        assert percents(mean[2:]) == in_percent(columns.mean(axis=0), 1)
+        said = r"calibration error (\S+%); mean confidence (\S+%), accuracy (\S+%)\."
+        found = re.findall(said, shown["calibration"])[number]
+        expected = [model.calibration_error, model.confidences.mean(), model.accuracy]
+        assert percents(found) == in_percent(expected, 2)
+        index = int(numpy.where(model.right, 0, model.confidences).argmax())
+        taken = dataset.classes[model.guessed[index]]
+        assert f"{taken} {model.confidences[index]:.1%}\n" in shown["mistakes"]
+        assert f"%), image {index}\n" in shown["mistakes"]
 
 
 def test_two_models_of_one_folder_name_are_told_apart(

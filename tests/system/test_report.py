@@ -86,6 +86,7 @@ def test_the_command_writes_a_page_that_shows_the_study(
         "[...Object.keys(page.figures)].every((id) => "
         "document.getElementById(id).querySelector('svg'))"
     )
+    page.screenshot(path=tmp_path / "report.png", full_page=True)
     assert page.title() == "recorded"
     for section in SECTIONS:
         assert page.locator(f"section#{section} .look").is_visible()
