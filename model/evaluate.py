@@ -7,16 +7,31 @@ import torch
 from torch import Tensor, nn
 
 from data.dataset import Normalisation, Split
+from model.memory import give_back, is_out_of_memory
+from model.precision import without_tf32
 
 BATCH_SIZE = 1000  # images; fewer, if they do not fit into a GPU's memory
 
 
+class Normaliser:
+    """`normalise` with its constants on a device: to send them for each batch takes time."""
+
+    def __init__(
+        self,
+        normalisation: Normalisation,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        constants = torch.tensor([normalisation.mean, normalisation.std], dtype=dtype)
+        self._mean, self._std = constants.to(device)[..., None, None].unbind()
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return (images - self._mean) / self._std
+
+
 def normalise(images: Tensor, normalisation: Normalisation) -> Tensor:
     """Float images of shape (N, 3, H, W) in [0, 1] to zero mean and unit variance."""
-    constants = torch.tensor([normalisation.mean, normalisation.std], dtype=images.dtype)
-    # Else a GPU would be waited for.
-    mean, std = constants.to(images.device, non_blocking=True)[..., None, None].unbind()
-    return (images - mean) / std
+    return Normaliser(normalisation, images.device, images.dtype)(images)
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -28,20 +43,26 @@ def to_float(images: Tensor) -> Tensor:
 def logits(model: nn.Module, images: Tensor, normalisation: Normalisation) -> Tensor:
     """Logits of shape (N, classes) for N > 0 uint8 images of shape (N, 3, 32, 32), in batches.
 
-    In fp32 whatever the training used, so that another machine finds the same accuracy.
+    In fp32, and not in TF32, whatever the training used, so that another machine finds the same
+    accuracy.
     """
     training, device = model.training, next(model.parameters()).device
+    normaliser = Normaliser(normalisation, device)
     model.eval()
     size = BATCH_SIZE
     batches: list[Tensor] = []
     try:
-        while (done := sum(map(len, batches))) < len(images):
-            try:
-                batch = to_float(images[done : done + size].to(device))
-                batches.append(model(normalise(batch, normalisation)))
-            except torch.OutOfMemoryError:
-                if size == 1:
-                    raise
+        with without_tf32():
+            while (done := sum(map(len, batches))) < len(images):
+                try:
+                    batch = to_float(images[done : done + size].to(device))
+                    batches.append(model(normaliser(batch)))
+                    continue
+                except Exception as error:
+                    if size == 1 or not is_out_of_memory(error):
+                        raise
+                # Not in the except clause, where the error still holds what is to be freed.
+                give_back(device)
                 size //= 2
     finally:
         model.train(training)

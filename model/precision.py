@@ -1,8 +1,14 @@
 """In which precision a trial computes, and what it asks of CUDA."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
+
+# For `deterministic`. cuBLAS and torch read it once, at a process's first product on a GPU, which
+# may be of a trial that was not asked to be deterministic, or of what came before any trial.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
@@ -37,11 +43,29 @@ def prepare_cuda(deterministic: bool) -> None:
 
     In fp32 products may use TF32. docs.pytorch.org, "Reproducibility" and "CUDA semantics".
     """
-    if deterministic:
-        # Read by cuBLAS when it is first used.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.benchmark = not deterministic
     torch.backends.cudnn.deterministic = deterministic
     torch.use_deterministic_algorithms(deterministic)
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.allow_tf32 = True
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Compute float32 products and convolutions on a GPU in float32, for as long as it lasts.
+
+    From Ampere on they may be in TF32, of 10 bits; cuDNN's are so by default. On a CPU nothing
+    changes. docs.pytorch.org, "CUDA semantics".
+    """
+    cudnn = torch.backends.cudnn
+    products = torch.backends.cuda.matmul.fp32_precision == "tf32"
+    convolutions = cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
+    try:
+        # What these two set is `fp32_precision` and all that came before it. Parts of torch ask the
+        # one or the other, and raise if they disagree.
+        torch.set_float32_matmul_precision("highest")
+        cudnn.allow_tf32 = False
+        yield
+    finally:
+        torch.set_float32_matmul_precision("high" if products else "highest")
+        cudnn.allow_tf32 = convolutions

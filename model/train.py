@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,10 @@ from torch.nn import functional
 from data.augment import augment, draw_first_flips, mirrored_in
 from data.mix import mix
 from model.average import STEPS_BETWEEN_UPDATES, MovingAverage
-from model.evaluate import accuracy, normalise, to_float
+from model.evaluate import Normaliser, accuracy, to_float
 from model.hyperparameters import Hyperparameters, parse_hyperparameters
 from model.layers import LAYERS
+from model.memory import give_back, is_out_of_memory
 from model.optimizers import make_optimizer, make_scheduler
 from model.precision import autocast, compute_dtype, prepare_cuda
 from model.resnet import ResNet, initialize
@@ -26,8 +27,10 @@ after each epoch."""
 FIRST_SCALE = 2.0**10
 """Of fp16's gradients. With torch's 2**16 the first steps overflow, and are skipped."""
 SMALLEST_PART = 8
-"""Images. A batch that does not fit into a GPU's memory is split into parts of no fewer, but for
-the rest."""
+"""Images. The parts of a batch that does not fit into a GPU's memory may become so small."""
+MOST_GRAPHS = 64
+"""That a process compiles, one for each shape of network and batch; others then run as they are.
+Torch's own limit is 8."""
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +85,9 @@ def train(parameters: Mapping[str, Any], context: TrialContext) -> Iterator[Epoc
 class _Training:
     """A model in training, with all of it that changes from epoch to epoch."""
 
+    can_compile: ClassVar[bool] = True
+    """Until it fails in this process: to find out anew takes each trial seconds."""
+
     def __init__(self, hyperparameters: Hyperparameters, context: TrialContext) -> None:
         device, data = context.device, context.data
         if device.type == "cuda":
@@ -90,6 +96,7 @@ class _Training:
         self.epoch = 0
         self._hyperparameters, self._context = hyperparameters, context
         self._generator = torch.Generator(device)
+        self._normaliser = Normaliser(data.normalisation, device)
         self._first_flips = draw_first_flips(len(data.train), context.seed, device)
         self._steps_per_epoch = -(-len(data.train) // hyperparameters.batch_size)
         self._part_size = hyperparameters.batch_size
@@ -114,10 +121,14 @@ class _Training:
         )
         self._average = MovingAverage(model, hyperparameters.ema) if hyperparameters.ema else None
         self._forward: Callable[[Tensor], Tensor] = self._model
-        if context.compile:
-            # A process compiles one function a few times only, and every trial's network is one.
-            torch.compiler.reset()
-            self._forward = torch.compile(self._model, dynamic=False)
+        if context.compile and self.can_compile:
+            try:
+                # A network of the same shape as an earlier trial's uses its graph.
+                self._forward = torch.compile(  # type: ignore[call-overload]
+                    self._model, dynamic=False, recompile_limit=MOST_GRAPHS
+                )
+            except (ImportError, RuntimeError) as error:  # On some Pythons.
+                self._go_on_uncompiled(error)
 
     @property
     def evaluated(self) -> nn.Module:
@@ -175,8 +186,7 @@ class _Training:
         )
         mixed = mix(augmented, chosen.mixing, self._generator)
         others = None if mixed.partners is None else labels[mixed.partners]
-        normalised = normalise(mixed.images, self._context.data.normalisation)
-        loss = self._backward(normalised, labels, others, mixed.shares)
+        loss = self._backward(self._normaliser(mixed.images), labels, others, mixed.shares)
         # Muon multiplies matrices.
         with autocast(self._dtype, self._context.device):
             self._scaler.step(self._optimizer)
@@ -197,8 +207,8 @@ class _Training:
             self._optimizer.zero_grad()
             loss = torch.zeros((), device=images.device)
             try:
-                for start in range(0, len(images), size):
-                    part = slice(start, start + size)
+                # Equal parts: batch norm takes each for as good as any other.
+                for part in _equal_parts(len(images), size):
                     loss += self._backward_part(
                         images[part],
                         labels[part],
@@ -207,26 +217,30 @@ class _Training:
                         len(labels[part]) / len(labels),
                     )
                 return loss
-            except torch.OutOfMemoryError:
-                if size <= SMALLEST_PART:
-                    raise
             except Exception as error:
+                if is_out_of_memory(error):
+                    if size <= SMALLEST_PART:
+                        raise
                 # What is compiled is so when it is first used, there and back.
-                if self._forward is self._model:
+                elif self._forward is self._model:
                     raise
-                reason = str(error).strip().partition("\n")[0]
-                logger.warning("the network is not compiled: %s", reason)
-                self._forward = self._model
-                continue
+                else:
+                    self._go_on_uncompiled(error)
+                    continue
             # Not in the except clause, where the error still holds what is to be freed.
-            if images.device.type == "cuda":
-                torch.cuda.empty_cache()
+            give_back(images.device)
             self._part_size = max(size // 2, SMALLEST_PART)
             logger.warning(
                 "out of memory with %d images at once; going on with %d at once",
                 size,
                 self._part_size,
             )
+
+    def _go_on_uncompiled(self, error: Exception) -> None:
+        reason = str(error).strip().partition("\n")[0]
+        logger.warning("networks are not compiled: %s", reason)
+        _Training.can_compile = False
+        self._forward = self._model
 
     def _backward_part(
         self,
@@ -276,6 +290,13 @@ class _Training:
             self._scaler.load_state_dict(state["scaler"])
         if self._average:
             self._average.load_state(state["average"])
+
+
+def _equal_parts(count: int, most: int) -> Iterator[slice]:
+    """So many in as few parts as hold no more than `most` each; sizes differ by one at most."""
+    parts = -(-count // most)
+    for index in range(parts):
+        yield slice(index * count // parts, (index + 1) * count // parts)
 
 
 def mixed_loss(

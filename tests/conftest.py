@@ -34,8 +34,6 @@ PROCESSES.set_forkserver_preload(["search.budget", "studies.study"])
 # One thread a process, this one too: the tests run several workers on two cores.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
-# Read by cuBLAS once a process, for the tests of what is deterministic on a GPU.
-os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

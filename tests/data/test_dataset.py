@@ -94,6 +94,29 @@ def test_cached_images_are_mapped_not_copied(tmp_path: Path) -> None:
     pytest.fail("not mapped at all")
 
 
+def test_of_images_in_the_host_s_memory_a_batch_is_sent_from_pinned_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pinned: list[torch.Tensor] = []
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        pinned.append(tensor)
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    split = Split(torch.arange(5 * 3).view(5, 3, 1, 1).byte(), torch.arange(5))
+    indices = torch.tensor([3, 0])
+    images, labels = split.batch(indices, torch.device("cpu"))
+    assert pinned == [], "they are there already"
+    # A device that has no memory, but is another one.
+    sent = split.batch(indices, torch.device("meta"))
+    assert [one.device.type for one in sent] == ["meta", "meta"]
+    assert [one.shape for one in sent] == [(2, 3, 1, 1), (2,)]
+    assert torch.equal(pinned[0], images)
+    assert torch.equal(pinned[1], labels)
+    assert labels.tolist() == [3, 0]
+
+
 def test_data_that_have_changed_are_decoded_again(tmp_path: Path) -> None:
     counting = CountingSource(noise(6))
     load_source(counting.source(), tmp_path)

@@ -1,3 +1,4 @@
+import copy
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from torch.nn import functional
 from data.dataset import load_dataset
 from data.split import TrainingData, split_for_training
 from model.average import MovingAverage
-from model.evaluate import accuracies, accuracy, logits, normalise
+from model.evaluate import Normaliser, accuracies, accuracy, logits, normalise
 from model.hyperparameters import NOTEBOOK, parse_hyperparameters
 from model.precision import compute_dtype
 from model.resnet import BLOCKS_PER_STAGE, ResNet
@@ -251,6 +252,31 @@ def test_a_resumed_trial_goes_on_as_if_it_had_never_been_interrupted(
         assert torch.equal(tensor, whole[3].weights[name]), name
 
 
+def test_what_nadam_keeps_on_the_cpu_is_there_again_in_a_resumed_trial(
+    context: TrialContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if loading had sent it to a GPU, as it does where the weights are on one."""
+
+    class Sent:
+        def __init__(self, tensor: torch.Tensor) -> None:
+            self.cpu = lambda: tensor
+
+    load = torch.optim.NAdam.load_state_dict
+
+    def load_and_send(optimizer: torch.optim.NAdam, state: dict[str, Any]) -> None:
+        load(optimizer, state)
+        for kept in optimizer.state.values():
+            kept["mu_product"] = Sent(kept["mu_product"])
+
+    monkeypatch.setattr(torch.optim.NAdam, "load_state_dict", load_and_send)
+    few = replace(context.data, train=context.data.train.select(torch.arange(64)))
+    context, parameters = replace(context, data=few), {**SMALL, "optimizer": "nadam"}
+    whole = train(parameters, context)
+    state = copy.deepcopy(next(whole).state)
+    (resumed,) = train(parameters, replace(context, resume=state))
+    assert resumed.training_loss == next(whole).training_loss
+
+
 @pytest.mark.parametrize(("before", "after"), [("bf16", "fp16"), ("fp16", "fp32")])
 def test_a_trial_can_be_resumed_where_another_precision_is_used(
     context: TrialContext, before: str, after: str
@@ -274,19 +300,36 @@ def test_a_resumed_trial_keeps_the_size_of_parts(
     assert len(caplog.messages) == 2
 
 
-def test_a_batch_that_does_not_fit_is_trained_in_parts_with_the_same_gradients(
-    context: TrialContext, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+CUDA, CUBLAS = (
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+)
+
+
+@pytest.mark.parametrize("error", [CUDA, CUBLAS], ids=["cuda", "cublas"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_batch_that_does_not_fit_is_trained_in_equal_parts_with_the_same_gradients(
+    context: TrialContext,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+    compiled: bool,
 ) -> None:
     """Without batch norm's statistics of the batch, which would be of the parts."""
+    monkeypatch.setattr(torch, "compile", lambda model, **_: lambda images: model(images))
+    context = replace(context, compile=compiled)
 
     def gradients(most: int) -> dict[str, torch.Tensor]:
         training = _Training(parse_hyperparameters({**SMALL, "label_smoothing": 0.1}), context)
-        model = training._model.eval()
-        model.register_forward_pre_hook(_out_of_memory_above(most))
+        model, sizes = training._model.eval(), []
+        model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+        model.register_forward_pre_hook(_out_of_memory_above(most, error))
         torch.manual_seed(0)
         labels = torch.arange(50) % 10
         images, shares = torch.randn(50, 3, 32, 32), torch.rand(50)
         loss = training._backward(images, labels, labels.flip(0), shares)
+        assert sizes == ([50] if most >= 50 else [50, 25, *[10] * 5])
+        assert (training._forward is model) is not compiled
         found = {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
         return {**found, "loss": loss}
 
@@ -302,10 +345,10 @@ def test_a_batch_that_does_not_fit_is_trained_in_parts_with_the_same_gradients(
         torch.testing.assert_close(parts[name], tensor, msg=name)
 
 
-def _out_of_memory_above(most: int) -> Any:
+def _out_of_memory_above(most: int, error: Exception = CUDA) -> Any:
     def check(_: torch.nn.Module, inputs: tuple[torch.Tensor]) -> None:
         if len(inputs[0]) > most:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            raise error
 
     return check
 
@@ -402,10 +445,39 @@ def test_a_compiled_network_trains_as_well(
     few = replace(context.data, train=context.data.train.select(torch.arange(64)))
     context = replace(context, data=few)
     plain, _ = run(context, pooling="average")
+    graphs = _graphs()
     compiled, _ = run(replace(context, compile=True), pooling="average")
     assert compiled.training_loss == pytest.approx(plain.training_loss, rel=1e-3)
     assert compiled.weights.keys() == plain.weights.keys()
     assert _said(caplog) == []
+    assert _graphs() == graphs + 1, "both epochs use one"
+    again, _ = run(replace(context, compile=True), pooling="average")
+    assert _graphs() == graphs + 1, "the next trial uses what this one has compiled"
+    for name, tensor in again.weights.items():
+        assert torch.equal(tensor, compiled.weights[name]), name
+
+
+def _graphs() -> int:
+    """How many have been compiled in this process."""
+    from torch._dynamo.utils import counters  # It takes a second.
+
+    return int(counters["stats"]["unique_graphs"])
+
+
+def test_a_python_that_cannot_compile_trains_all_the_same(
+    context: TrialContext, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("Python 3.15+ not yet supported for torch.compile")
+
+    monkeypatch.setattr(_Training, "can_compile", True)
+    monkeypatch.setattr(torch, "compile", refuse)
+    for _ in range(2):
+        training = _Training(parse_hyperparameters(SMALL), replace(context, compile=True))
+        assert training._forward is training._model
+    assert caplog.messages == [
+        "networks are not compiled: Python 3.15+ not yet supported for torch.compile"
+    ], "once, not in each trial"
 
 
 def test_a_network_that_cannot_be_compiled_trains_all_the_same(
@@ -414,15 +486,19 @@ def test_a_network_that_cannot_be_compiled_trains_all_the_same(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    monkeypatch.setattr(_Training, "can_compile", True)
+    monkeypatch.setitem(BLOCKS_PER_STAGE, 18, (1,))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
     torch.compiler.reset()
     few = replace(context.data, train=context.data.train.select(torch.arange(64)))
     context = replace(context, data=few)
-    plain, fallen_back = run(context), run(replace(context, compile=True))
-    assert [one.training_loss for one in fallen_back] == [one.training_loss for one in plain]
-    (said,) = _said(caplog)
-    assert "the network is not compiled: " in said
+    plain = run(context, pooling="average")
+    for _ in range(2):
+        fallen_back = run(replace(context, compile=True), pooling="average")
+        assert [one.training_loss for one in fallen_back] == [one.training_loss for one in plain]
+    (said,) = _said(caplog)  # The next trial does not try again.
+    assert "networks are not compiled: " in said
     assert "no-such-compiler" in said
     torch.compiler.reset()
 
@@ -430,6 +506,21 @@ def test_a_network_that_cannot_be_compiled_trains_all_the_same(
 def _said(caplog: pytest.LogCaptureFixture) -> list[str]:
     """Without what the compiler says."""
     return [record.getMessage() for record in caplog.records if record.name == "model.train"]
+
+
+def test_the_constants_of_normalisation_are_sent_once_for_each_training_and_evaluation(
+    context: TrialContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[torch.device] = []
+    make = Normaliser.__init__
+
+    def counted(normaliser: Normaliser, *arguments: Any) -> None:
+        made.append(arguments[1])
+        make(normaliser, *arguments)
+
+    monkeypatch.setattr(Normaliser, "__init__", counted)
+    run(context)
+    assert made == [context.device] * 3, "of 14 steps and 2 evaluations"
 
 
 def test_accuracy_with_flips_is_that_of_the_mean_of_both_views(data: TrainingData) -> None:
@@ -448,16 +539,17 @@ def test_accuracy_with_flips_is_that_of_the_mean_of_both_views(data: TrainingDat
     assert found.with_flips == int(correct.sum()) / 100
 
 
+@pytest.mark.parametrize("error", [CUDA, CUBLAS], ids=["cuda", "cublas"])
 def test_evaluation_goes_on_with_fewer_images_at_once_if_memory_is_short(
-    data: TrainingData, monkeypatch: pytest.MonkeyPatch
+    data: TrainingData, error: Exception
 ) -> None:
     model = ResNet(10, width=4)
     expected = logits(model, data.validation.images, data.normalisation)
-    model.register_forward_pre_hook(_out_of_memory_above(30))
+    model.register_forward_pre_hook(_out_of_memory_above(30, error))
     found = logits(model, data.validation.images, data.normalisation)
     torch.testing.assert_close(found, expected)
-    model.register_forward_pre_hook(_out_of_memory_above(0))
-    with pytest.raises(torch.OutOfMemoryError):
+    model.register_forward_pre_hook(_out_of_memory_above(0, error))
+    with pytest.raises(type(error)):
         logits(model, data.validation.images, data.normalisation)
 
 
