@@ -11,6 +11,8 @@ import torch
 from filelock import FileLock, Timeout
 
 from data.split import TrainingData
+from model.memory import give_back, is_out_of_memory
+from model.precision import compute_dtype
 from search.gpus import ORDER, check_found, check_occupation, named_gpus
 
 logger = logging.getLogger(__name__)
@@ -39,16 +41,23 @@ def taken_device(root: Path) -> Iterator[torch.device]:
     # By identifier, not by index: other machines may share the directory.
     gpus = [str(torch.cuda.get_device_properties(index).uuid) for index in range(count)]
     index, lock = take(gpus, root / "gpus")
-    with lock:
+    try:
         # Other workers may share it, and what they use is not to be wondered at.
         if not _others(gpus[index], root / "gpus", lock):
             check_occupation(gpus[index])
         yield torch.device("cuda", index)
+    finally:
+        lock.release()
 
 
 def device_name(device: torch.device) -> str:
     """What a device is called in a trial's record: `cpu`, or the GPU's model."""
     return "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device)
+
+
+def dtype_name(precision: str, device: torch.device) -> str:
+    """What a precision of `[trial]` means on a device, for instance `bfloat16`."""
+    return str(compute_dtype(precision, device)).removeprefix("torch.")
 
 
 def take(gpus: Sequence[str], directory: Path) -> tuple[int, FileLock]:
@@ -87,7 +96,9 @@ def placed(data: TrainingData, device: torch.device) -> TrainingData:
     """The images on the device; if they do not fit, where they are: batches are sent one by one."""
     try:
         return data.to(device)
-    except torch.OutOfMemoryError:
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
         logger.warning(
             "the images do not fit into the memory of %s; they stay in the host's, and each batch "
             "is sent by itself",
@@ -100,5 +111,4 @@ def placed(data: TrainingData, device: torch.device) -> TrainingData:
 def free_memory(device: torch.device) -> None:
     """Give back what a trial has left on a GPU."""
     gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+    give_back(device)

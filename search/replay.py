@@ -12,11 +12,11 @@ from data.errors import UserError
 from data.files import DEFAULT_ROOT
 from model.train import train
 from model.trial import Diverged, EpochResult
-from search.device import device_name, placed, taken_device
+from search.device import device_name, dtype_name, placed, taken_device
 from search.objective import trial_context
 from search.prepare import join
 from studies.config import DEFAULT_OBJECTIVE
-from studies.results import DEVICE, SEED, THREADS, record
+from studies.results import DEVICE, DTYPE, SEED, THREADS, record
 from studies.study import VERSIONS, OpenedStudy, versions
 from studies.text import readable
 
@@ -35,7 +35,7 @@ class Replay:
     replayed: tuple[float, ...]
     """Shorter, if it diverged."""
     differences: tuple[str, ...]
-    """What is not as it was, and may explain another curve: device, threads, versions."""
+    """What is not as it was, and may explain another curve: device, threads, dtype, versions."""
 
     @property
     def identical(self) -> bool:
@@ -99,6 +99,8 @@ def _until_it_diverges(results: Iterator[EpochResult], epochs: int) -> Iterator[
 def _differences(opened: OpenedStudy, number: int, device: torch.device) -> Iterator[str]:
     attributes = opened.study.get_trials(deepcopy=False)[number].user_attrs
     now = {DEVICE: device_name(device), THREADS: torch.get_num_threads()}
+    if DTYPE in attributes:  # Earlier versions of hpsearch did not record it.
+        now[DTYPE] = dtype_name(opened.config.trial.precision, device)
     then = {key: attributes.get(key, "not recorded") for key in now}
     for key, value in {**now, **versions()}.items():
         before = then.get(key) or opened.study.user_attrs[VERSIONS].get(key, "not recorded")

@@ -20,7 +20,7 @@ from optuna.trial import Trial, TrialState
 from data.split import TrainingData
 from model.trial import TrialContext
 from search.budget import MOST_FAILURES_IN_A_ROW, Turn, check_failures, claim
-from search.device import device_name, free_memory
+from search.device import device_name, dtype_name, free_memory
 from search.draw import draw, drawn_now_and_then
 from search.enqueue import TOKEN
 from search.lost import LostTrials
@@ -47,7 +47,7 @@ from studies.config import DEFAULT_OBJECTIVE
 from studies.notes import quoted, trial_note
 from studies.ownership import NotOwned, OwnedStorage
 from studies.patience import CHECKPOINTS, STORAGE_ERRORS, Patience, reason
-from studies.results import DEVICE, DIVERGED, EARLIER_RUNS, ERROR, SEED, THREADS
+from studies.results import DEVICE, DIVERGED, DTYPE, EARLIER_RUNS, ERROR, SEED, THREADS
 from studies.storage import HEARTBEAT_SECONDS, quiet_optuna
 from studies.study import OpenedStudy
 from studies.text import readable
@@ -210,6 +210,8 @@ class Worker:
         seed = trial.user_attrs.get(SEED, derived_seed(config.seed, trial.number))
         reports.attribute(SEED, seed)
         ran_on = {DEVICE: device_name(self.device), THREADS: torch.get_num_threads()}
+        if config.trial.objective == DEFAULT_OBJECTIVE:
+            ran_on[DTYPE] = dtype_name(config.trial.precision, self.device)
         for key, value in ran_on.items():
             before = trial.user_attrs.get(key, value)
             # A curve of two devices is not to be taken for one of either.

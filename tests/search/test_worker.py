@@ -18,6 +18,8 @@ from optuna_dashboard._note import get_note_from_system_attrs
 
 from data.dataset import load_dataset
 from data.split import split_for_training
+from model.resnet import ResNet
+from model.train import train
 from model.trial import Diverged, EpochResult, TrialContext
 from search.lost import LostTrials
 from search.objective import Outcome
@@ -455,6 +457,30 @@ def test_a_trial_with_an_epoch_without_a_number_is_complete_and_one_with_no_numb
     assert worker.checkpoints.load(0).epoch == 2
     assert (second.state, second.value) == ("diverged", None)
     assert second.reason == "the validation accuracy of no epoch is a number"
+
+
+def test_after_a_trial_that_does_not_fit_comes_the_next_on_a_device_that_was_cleaned(
+    storage: OwnedStorage, tmp_path: Path, data_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+
+    def too_large(*_: object) -> None:
+        events.append("too large")
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`")
+
+    def objective(parameters: Mapping[str, Any], context: TrialContext) -> Iterator[EpochResult]:
+        if "free" in events:
+            return poor(parameters, context)
+        return train({"width": 2, "batch_size": 32}, context)
+
+    monkeypatch.setattr(ResNet, "forward", too_large)
+    monkeypatch.setattr("search.worker.free_memory", lambda _: events.append("free"))
+    worker = make_worker(storage, tmp_path, data_cache, {}, **{"budget.trials": 1})
+    replace(worker, objective=objective).work()
+    assert events == [*["too large"] * 3, "free"], "of 32, 16 and 8 images"
+    failed, complete = worker.opened.study.trials
+    assert (failed.state, complete.state) == (TrialState.FAIL, TrialState.COMPLETE)
+    assert failed.user_attrs["error"].startswith("RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC")
 
 
 def test_a_result_is_not_lost_when_connections_are_dropped_before_it_is_told(

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import optuna
+import torch
 
+from search.device import dtype_name
 from studies.storage import open_storage
 from studies.study import open_study
 from tests.conftest import HPSEARCH
@@ -75,12 +77,14 @@ def test_a_trial_is_the_same_again_and_another_curve_is_told_from_it(
 
     study = open_study("tiny", open_storage(url)).study
     (trial,) = study.get_trials()
+    dtype = dtype_name("auto", torch.device("cpu"))
+    assert trial.user_attrs["dtype"] == dtype
     study.add_trial(
         optuna.create_trial(
             value=0.5,
             params=trial.params,
             distributions=trial.distributions,
-            user_attrs={**trial.user_attrs, "device": "NVIDIA A100"},
+            user_attrs={**trial.user_attrs, "device": "NVIDIA A100", "dtype": "float16"},
             intermediate_values={1: trial.intermediate_values[1], 2: 0.5},
         )
     )
@@ -88,6 +92,7 @@ def test_a_trial_is_the_same_again_and_another_curve_is_told_from_it(
     assert other.returncode == 1
     assert "trial 1: not identical; the largest difference is" in other.stdout
     assert "device: then NVIDIA A100, now cpu" in other.stdout
+    assert f"dtype: then float16, now {dtype}" in other.stdout
 
     unknown = hpsearch("replay", "tiny", "--trial", 7, HPSEARCH_STORAGE=url)
     assert unknown.returncode == 2
