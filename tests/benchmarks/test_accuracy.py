@@ -1,6 +1,7 @@
 import argparse
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,13 @@ def test_a_configuration_is_named_and_can_be_changed() -> None:
     assert changed == {**NOTEBOOK, **REFERENCE, "ema": 0.5, "augmentation": "flip+crop"}
     for name in ("notebook", "pytorch-cifar", "reference"):
         parse_hyperparameters(configuration(name))
+
+
+def test_the_readme_names_the_configurations_of_its_table() -> None:
+    names = re.findall(r"`((?:notebook|reference):\S+)`", (ROOT / "README.md").read_text())
+    sgd, nadam = (parse_hyperparameters(configuration(name)) for name in names)
+    assert (sgd.optimizer, sgd.schedule, sgd.ema) == ("sgd", "one-cycle", 0.998)
+    assert (nadam.optimizer, nadam.schedule, nadam.ema) == ("nadam", "one-cycle", 0.0)
 
 
 def test_each_configuration_is_trained_once_and_stands_in_the_table(

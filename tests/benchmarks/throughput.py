@@ -11,13 +11,15 @@ whatever else the machine does is shared; of each the median over the rounds is 
     notebook-2      the same with two worker processes
     pytorch-cifar   that project's loop: crop and flip by PIL, two worker processes, fp32, NCHW,
                     SGD, batches of 128
-    trial-B         ours (`model.train.train`): flip, crop and cutout on the device, batches of B
+    trial-B         ours (`model.train.train`): flip, crop and cutout on the device, SGD, batches
+                    of B
+    reference       the same with the optimizer and the batches of the reference
     step-B          our model and optimizer on one batch that lies on the device normalised
     scratch-64      step-64 with the layers written by hand (`model/layers.py`)
     floor-B         the model's convolutions alone, forward and backward, in the same precision
 
-A worker process of a DataLoader is started anew in each epoch, as by default; the epochs are long
-enough (`--images`) for that not to matter.
+A worker process of a DataLoader is started anew in each epoch, as by default. On a CPU the epochs
+are long enough (`--images`) for that not to matter; on a GPU they are not.
 """
 
 import argparse
@@ -40,7 +42,7 @@ from torchvision import transforms
 from data.dataset import load_dataset
 from data.split import TrainingData, split_for_training
 from model.evaluate import normalise, to_float
-from model.hyperparameters import parse_hyperparameters
+from model.hyperparameters import NOTEBOOK, REFERENCE, parse_hyperparameters
 from model.optimizers import OPTIMIZERS
 from model.precision import autocast, compute_dtype
 from model.train import build_model, train
@@ -48,7 +50,11 @@ from model.trial import TrialContext
 
 BATCH_SIZES = (64, 128)
 IMAGES = {64: 1024, 16: 4096}
-"""In an epoch, by width: seconds each."""
+"""In an epoch, by width: seconds each on a CPU."""
+REFERENCE_UPDATE = {
+    name: {**NOTEBOOK, **REFERENCE}[name]
+    for name in ("optimizer", "learning_rate", "momentum", "weight_decay", "batch_size")
+}
 RESIZED = transforms.RandomResizedCrop(32)
 CROPPED = transforms.RandomCrop(32, padding=4)
 
@@ -121,13 +127,15 @@ def usual_loop(
     return epoch
 
 
-def trial(setting: Setting, batch_size: int) -> Epoch:
-    """Ours, without the evaluation that follows an epoch."""
+def trial(setting: Setting, update: Mapping[str, Any]) -> Epoch:
+    """Ours, without the evaluation that follows an epoch.
+
+    Args:
+        update: the hyperparameters of the optimizer, and the batch size.
+    """
     parameters = {
-        "optimizer": "sgd",
-        "learning_rate": 1e-3,
+        **update,
         "schedule": "one-cycle",
-        "batch_size": batch_size,
         "augmentation": "flip+crop+cutout",
         "width": setting.width,
     }
@@ -216,7 +224,8 @@ def convolutions(setting: Setting, batch_size: int) -> list[tuple[nn.Conv2d, tup
 def contenders(setting: Setting) -> dict[str, Epoch]:
     ours: dict[str, Epoch] = {}
     for batch_size in BATCH_SIZES:
-        ours[f"trial-{batch_size}"] = trial(setting, batch_size)
+        sgd = {"optimizer": "sgd", "learning_rate": 1e-3, "batch_size": batch_size}
+        ours[f"trial-{batch_size}"] = trial(setting, sgd)
         ours[f"step-{batch_size}"] = step(setting, batch_size)
         ours[f"floor-{batch_size}"] = floor(setting, batch_size)
     return {
@@ -224,6 +233,7 @@ def contenders(setting: Setting) -> dict[str, Epoch]:
         "notebook-2": usual_loop(setting, RESIZED, "adam", 64, 2),
         "pytorch-cifar": usual_loop(setting, CROPPED, "sgd", 128, 2),
         **ours,
+        "reference": trial(setting, REFERENCE_UPDATE),
         "scratch-64": step(setting, 64, "scratch"),
     }
 
@@ -256,6 +266,7 @@ RATIOS = (
     ("trial-128", "pytorch-cifar"),
     ("trial-64", "step-64"),
     ("trial-128", "step-128"),
+    ("reference", f"trial-{REFERENCE_UPDATE['batch_size']}"),
     ("step-64", "floor-64"),
     ("step-128", "floor-128"),
     ("scratch-64", "step-64"),
