@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page
 
+from studies.findings import Findings
 from studies.report import report_page
 from studies.storage import open_storage
 from tests.benchmarks.curves import SPACE
@@ -18,6 +19,7 @@ from tests.studies.test_report import (
     data_of,
     none_finished,
     one_trial,
+    recorded,
     recorded_trials,
 )
 from tests.studies.trials import found
@@ -54,6 +56,10 @@ def hover_text(page: Page, place: str, trace: str) -> str:
             [place, trace],
         )
     )
+
+
+def a_thousand_trials() -> Findings:
+    return recorded(1000)
 
 
 # In CI a missing browser must not pass for a tested report.
@@ -106,7 +112,7 @@ def test_the_command_writes_a_page_that_shows_the_study(
     # On a phone only tables and wide figures scroll sideways.
     page.wait_for_function("document.documentElement.scrollWidth <= innerWidth", timeout=10_000)
 
-    for study in (one_trial, none_finished, all_pruned):
+    for study in (one_trial, none_finished, all_pruned, a_thousand_trials):
         figures = data_of(report_page(study()))["figures"]
         drawn = page.evaluate(
             """(figures) => {
