@@ -127,8 +127,8 @@ REFERENCE: Mapping[str, Any] = {
 notebook's.
 
 The best on the images that ship, and well ahead of the usual recipes on all of CIFAR-10, where half
-the rate and twice the batch are better still: with these the study `cifar10` begins, as its third
-trial. How they were found is in `model/README.md`."""
+the rate and twice the batch are better still: these are the third trial of the study `cifar10`. How
+they were found is in `model/README.md`."""
 
 
 def parse_hyperparameters(parameters: Mapping[str, Any]) -> Hyperparameters:

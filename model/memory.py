@@ -4,8 +4,12 @@ import torch
 
 OUT_OF_MEMORY = (
     "CUDA out of memory",  # In the compiler's own errors.
+    "HIP out of memory",
     "CUDA error: out of memory",
     "HIP error: out of memory",
+    "CUDA driver error: out of memory",
+    "Triton Error [CUDA]: out of memory",
+    "Triton Error [HIP]: out of memory",
     "BLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
     "DEVICE_ALLOCATION_FAILED",  # As cuDNN 9 has it.

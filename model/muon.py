@@ -27,27 +27,31 @@ def orthogonalise(matrices: Tensor) -> Tensor:
 
     An iteration is X' = P X with P = a + b S + c S^2 and S = X X^T; so S' = P S P, and X itself is
     needed at the start and at the end alone. Filters have some nine times as many columns as rows,
-    and for them that is half of the work.
+    and for them that is half of the work. In bf16 the result is 0.7% off, where the iterations on X
+    are 0.4% off (a random matrix of 512 x 4608).
 
     Args:
         matrices: shape (N, rows, columns). Under autocast they are multiplied in its precision.
     """
     a, b, c = COEFFICIENTS
-    kind = matrices.device.type
-    # Once, and not for each product.
-    x = matrices.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else matrices
     tall = matrices.shape[1] > matrices.shape[2]
-    x = x.mT if tall else x  # So that the products are of the smaller size.
+    x = matrices.mT if tall else matrices  # So that the products are of the smaller size.
     x = x / (torch.linalg.matrix_norm(x, keepdim=True) + EPSILON)
+    kind = matrices.device.type
+    if torch.is_autocast_enabled(kind):
+        x = x.to(torch.get_autocast_dtype(kind))  # Once, and not for each product.
+
+    def polynomial(squares: Tensor) -> Tensor:
+        found = torch.baddbmm(squares, squares, squares, beta=b, alpha=c)
+        found.diagonal(dim1=1, dim2=2).add_(a)
+        return found
+
     squares = torch.bmm(x, x.mT)
-    product = None
-    for iteration in range(ITERATIONS):
-        polynomial = torch.baddbmm(squares, squares, squares, beta=b, alpha=c)
-        polynomial.diagonal(dim1=1, dim2=2).add_(a)
-        product = polynomial if product is None else torch.bmm(polynomial, product)
-        if iteration + 1 < ITERATIONS:
-            squares = torch.bmm(torch.bmm(polynomial, squares), polynomial)
-    assert product is not None
+    product = factor = polynomial(squares)
+    for _ in range(ITERATIONS - 1):
+        squares = torch.bmm(torch.bmm(factor, squares), factor)
+        factor = polynomial(squares)
+        product = torch.bmm(factor, product)
     x = torch.bmm(product, x)
     return (x.mT if tall else x).to(matrices.dtype)
 

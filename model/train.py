@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,10 +27,11 @@ after each epoch."""
 FIRST_SCALE = 2.0**10
 """Of fp16's gradients. With torch's 2**16 the first steps overflow, and are skipped."""
 SMALLEST_PART = 8
-"""Images. The parts of a batch that does not fit into a GPU's memory may become so small."""
+"""Images. The most in a part of a batch that does not fit into a GPU's memory is halved to no less
+than this."""
 MOST_GRAPHS = 64
-"""That a process compiles, one for each shape of network and batch; others then run as they are.
-Torch's own limit is 8."""
+"""That a process compiles, one for each network and size of batch (logit scale and batch-norm
+momentum are part of it); others then run as they are. Torch's own limit is 8."""
 
 logger = logging.getLogger(__name__)
 
@@ -85,9 +86,6 @@ def train(parameters: Mapping[str, Any], context: TrialContext) -> Iterator[Epoc
 class _Training:
     """A model in training, with all of it that changes from epoch to epoch."""
 
-    can_compile: ClassVar[bool] = True
-    """Until it fails in this process: to find out anew takes each trial seconds."""
-
     def __init__(self, hyperparameters: Hyperparameters, context: TrialContext) -> None:
         device, data = context.device, context.data
         if device.type == "cuda":
@@ -121,12 +119,11 @@ class _Training:
         )
         self._average = MovingAverage(model, hyperparameters.ema) if hyperparameters.ema else None
         self._forward: Callable[[Tensor], Tensor] = self._model
-        if context.compile and self.can_compile:
+        if context.compile:
             try:
-                # A network of the same shape as an earlier trial's uses its graph.
-                self._forward = torch.compile(  # type: ignore[call-overload]
-                    self._model, dynamic=False, recompile_limit=MOST_GRAPHS
-                )
+                # A network like an earlier trial's uses its graph.
+                torch._dynamo.config.recompile_limit = MOST_GRAPHS
+                self._forward = torch.compile(self._model, dynamic=False)
             except (ImportError, RuntimeError) as error:  # On some Pythons.
                 self._go_on_uncompiled(error)
 
@@ -238,8 +235,7 @@ class _Training:
 
     def _go_on_uncompiled(self, error: Exception) -> None:
         reason = str(error).strip().partition("\n")[0]
-        logger.warning("networks are not compiled: %s", reason)
-        _Training.can_compile = False
+        logger.warning("the network is not compiled: %s", reason)
         self._forward = self._model
 
     def _backward_part(

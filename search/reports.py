@@ -60,8 +60,8 @@ class Reports:
         self._accuracies[epoch] = accuracy
 
     def goes_on_after(self, epoch: int) -> None:
-        """Of the later ones, which an earlier run may have reported, the state is lost: they are
-        trained again, and what was reported of them is removed."""
+        """Forget the epochs after this one that an earlier run has reported: their state is lost,
+        and they are trained again."""
         self.attribute(EPOCHS_BEFORE, epoch)
         for reported in (self._accuracies, self._frozen.intermediate_values):
             for later in [known for known in reported if known > epoch]:

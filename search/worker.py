@@ -210,7 +210,9 @@ class Worker:
         seed = trial.user_attrs.get(SEED, derived_seed(config.seed, trial.number))
         reports.attribute(SEED, seed)
         ran_on = {DEVICE: device_name(self.device), THREADS: torch.get_num_threads()}
-        if config.trial.objective == DEFAULT_OBJECTIVE:
+        # Of a trial that an earlier version has begun, it is not known.
+        is_known = DTYPE in trial.user_attrs or DEVICE not in trial.user_attrs
+        if config.trial.objective == DEFAULT_OBJECTIVE and is_known:
             ran_on[DTYPE] = dtype_name(config.trial.precision, self.device)
         for key, value in ran_on.items():
             before = trial.user_attrs.get(key, value)

@@ -20,7 +20,7 @@ FEWEST_FOR_IMPORTANCE = 10
 """Trials that have ended, before the importance of a parameter means anything."""
 FEWEST_BEST = 5
 """So many trials, or a tenth if that is more, count as the best ones of a study."""
-MOST_PARAMETERS = 20
+MOST_DRAWN = 20
 """That are drawn, of more the most important ones."""
 CELLS = 30
 """Of the surface over two parameters, along a range."""
@@ -151,9 +151,9 @@ def which_parameters(count: int, are_ranked: bool = True) -> str:
     Args:
         are_ranked: whether their importance is known.
     """
-    if count <= MOST_PARAMETERS:
+    if count <= MOST_DRAWN:
         return "the parameters"
-    some = f"{MOST_PARAMETERS} most important" if are_ranked else f"first {MOST_PARAMETERS}"
+    some = f"{MOST_DRAWN} most important" if are_ranked else f"first {MOST_DRAWN}"
     return f"the {some} of {count} parameters"
 
 

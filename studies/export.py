@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from studies.card import FORMATS, model_card
 
 CARD = "README.md"
 FILES = {"model.safetensors", "trial.json", CARD, SUMS, *FORMATS}
+LONGEST_REPLACEMENT_SECONDS = 60.0
+"""Until a folder that was moved aside is one that a killed process has left."""
 _ONE_OF_SEVERAL = re.compile(r"\d+-trial-\d+")
 _SUM_OF_CARD = re.compile(rb"^[0-9a-f]{64} [ *]README\.md\n", re.MULTILINE)
 
@@ -134,11 +137,12 @@ def add_evaluation(folder: Path, evaluation: Mapping[str, Any]) -> bool:
     content, digests = card.read_bytes(), listed.read_bytes()
     description = json.loads((folder / "trial.json").read_text())
     new = model_card(description, folder.resolve().name, evaluation).encode()
-    # The same, if a process was killed between the two writes.
-    if sums({CARD: content}) not in digests and content != new:
+    # One that was killed between the two writes has left the card of the export.
+    exported = model_card(description, folder.resolve().name).encode()
+    if sums({CARD: content}) not in digests and content not in (exported, new):
         return False
-    write_whole(card, new)
     write_whole(listed, _SUM_OF_CARD.sub(sums({CARD: new}), digests))
+    write_whole(card, new)
     return True
 
 
@@ -205,8 +209,10 @@ def _put_back(output: Path) -> None:
         return
     # As many characters as `mkdtemp` adds: else the old one of another name would do.
     left = output.parent.glob(f".{glob.escape(output.name)}-old-{'?' * 8}/export")
-    for export in sorted(left, key=lambda path: path.parent.stat().st_mtime)[-1:]:
-        # Where nothing can be written, that is said next.
-        with suppress(OSError):
-            export.rename(output)
-            export.parent.rmdir()
+    # Where nothing can be written, that is said next; another process may be at it, too.
+    with suppress(OSError):
+        ages = {export: time.time() - export.parent.stat().st_mtime for export in left}
+        latest = min(ages, key=lambda export: ages[export], default=None)
+        if latest and ages[latest] > LONGEST_REPLACEMENT_SECONDS:
+            latest.rename(output)
+            latest.parent.rmdir()

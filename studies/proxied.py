@@ -228,7 +228,7 @@ class _Calls(grpc.UnaryUnaryClientInterceptor):
             raise NotOwned(call.details())
         said = call.details()
         if code == grpc.StatusCode.UNIMPLEMENTED:
-            said = "what answers there is not hpsearch storage-proxy"
+            said = "what answers there is not hpsearch storage-proxy, or an older one"
         raise ProxyFailure(said, code in TRANSIENT)
 
 

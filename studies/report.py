@@ -10,7 +10,7 @@ import tomli_w
 from studies import figures, space_figures
 from studies.analysis import (
     FEWEST_FOR_IMPORTANCE,
-    MOST_PARAMETERS,
+    MOST_DRAWN,
     which_parameters,
     with_result,
 )
@@ -159,7 +159,7 @@ def _importance(found: Findings, drawn: Figures) -> str:
         "parameter that varies."
     )
     if found.importances:
-        most = dict(list(found.importances.items())[:MOST_PARAMETERS])
+        most = dict(list(found.importances.items())[:MOST_DRAWN])
         content = place(drawn, "importances", figures.importance_bars(most))
     return section(
         "importance",
@@ -180,7 +180,7 @@ def _slices(found: Findings, drawn: Figures) -> str:
                 f"slice-{index}",
                 space_figures.parameter_slice(found.records, found.config, name, best),
             )
-            for index, name in enumerate(found.varied[:MOST_PARAMETERS])
+            for index, name in enumerate(found.varied[:MOST_DRAWN])
         ]
         content = f'<div class="small">{"".join(places)}</div>'
     return section(
@@ -213,10 +213,8 @@ def _pair(found: Findings, drawn: Figures) -> str:
 
 def _parallel_coordinates(found: Findings, drawn: Figures) -> str:
     content, names = "No trial is complete or pruned yet, or no parameter varies.", found.varied
-    if names and with_result(found.records, found.config, names[:MOST_PARAMETERS]):
-        figure = space_figures.parallel_coordinates(
-            found.records, found.config, names[:MOST_PARAMETERS]
-        )
+    if names and with_result(found.records, found.config, names[:MOST_DRAWN]):
+        figure = space_figures.parallel_coordinates(found.records, found.config, names[:MOST_DRAWN])
         content = place(drawn, "parallel", figure, wide=True)
     return section(
         "parallel-coordinates",
@@ -314,8 +312,8 @@ def _reproduce(found: Findings, _: Figures) -> str:
     return section(
         "reproduce",
         "How to reproduce it",
-        f"Look first whether versions and data are the same. In the storage of this study its file "
-        f"goes on with it, in another it begins a new one whose suggestions are drawn anew; "
+        "Look first whether versions and data are the same. This study file continues the study "
+        f"in its storage, and begins a new one, with other suggestions, in another; "
         f"{with_replay}export takes the best model out of this one.",
         f"<pre>{html.escape(chr(10).join(commands))}</pre>"
         f"{table([], rows, text=2)}\n<p></p><details open><summary>{html.escape(file)}"

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from optuna.trial import FrozenTrial
 
 from studies import figures
-from studies.analysis import MOST_PARAMETERS, importances, progress, which_parameters
+from studies.analysis import MOST_DRAWN, importances, progress, which_parameters
 from studies.results import TrialRecord, rank, utc_now
 from studies.study import OpenedStudy
 from studies.timeline import timeline
@@ -57,9 +57,9 @@ def _figures(
         )
     if by_importance:
         # A card is narrow.
-        gap = "<br>" if len(by_importance) > MOST_PARAMETERS else " "
+        gap = "<br>" if len(by_importance) > MOST_DRAWN else " "
         found["importance"] = _titled(
-            figures.importance_bars(dict(list(by_importance.items())[:MOST_PARAMETERS])),
+            figures.importance_bars(dict(list(by_importance.items())[:MOST_DRAWN])),
             f"Importance of {which_parameters(len(by_importance))},{gap}pruned trials counted too",
         )
     if runs:

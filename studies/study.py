@@ -65,11 +65,11 @@ class OpenedStudy:
 
     @property
     def records(self) -> list[TrialRecord]:
-        """The trials as they are now."""
-        return self.records_of(self.study.get_trials(deepcopy=False))
+        """The trials as they are now; without `silent_since`, which is a question more."""
+        return [record(trial) for trial in self.study.get_trials(deepcopy=False)]
 
     def records_of(self, trials: Sequence[FrozenTrial]) -> list[TrialRecord]:
-        """These trials of the study as plain data, with what the database says of their hearts."""
+        """These trials of the study, with what the database says of their hearts."""
         storage = self.storage
         silent = (
             storage.silent_trials(self.study._study_id) if isinstance(storage, OwnedStorage) else {}

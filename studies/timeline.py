@@ -14,7 +14,7 @@ def runs_of(item: TrialRecord, now: datetime | None = None) -> tuple[Run, ...]:
 
     Args:
         now: when a running trial's run ends, if it is not silent: one that is has ended with its
-            last heartbeat. Without it, the run is left out.
+            last heartbeat. Without it, the run of one that is not silent is left out.
     """
     earlier = item.earlier_runs
     if item.started is None or (earlier and earlier[-1].started == item.started):

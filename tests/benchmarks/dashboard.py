@@ -9,10 +9,12 @@ figures is drawn, and until ours are. Do nothing else on the machine.
 """
 
 import argparse
+import os
 import statistics
 import tempfile
 import time
 from contextlib import ExitStack
+from importlib.metadata import version
 from pathlib import Path
 
 from playwright.sync_api import Browser, expect
@@ -50,6 +52,8 @@ def main() -> None:
         for _ in range(given.rounds):
             for name, address in addresses.items():
                 seconds[name].append(look(browser, f"{address}/studies/1"))
+        of = f"{given.rounds} rounds, {os.cpu_count()} cores, Chromium {browser.version}"
+        print(f"{of}, optuna-dashboard {version('optuna-dashboard')}", "", sep="\n")
         print(f"| {given.trials} trials, seconds | median | slowest |", "|---|---|---|", sep="\n")
         for name, rounds in seconds.items():
             for what in (FIRST, OURS):

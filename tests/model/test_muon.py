@@ -22,10 +22,10 @@ def test_it_is_a_polynomial_of_the_singular_values(shape: tuple[int, ...]) -> No
     torch.testing.assert_close(orthogonalise(matrices), expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float16])
 def test_singular_values_become_about_one(precision: torch.dtype) -> None:
     torch.manual_seed(0)
-    matrices = torch.randn(4, 16, 144) * torch.tensor([1e-3, 1.0, 10.0, 1e3])[:, None, None]
+    matrices = torch.randn(4, 16, 144) * torch.tensor([1e-8, 1.0, 10.0, 1e3])[:, None, None]
     with torch.autocast("cpu", precision, enabled=precision != torch.float32):
         found = orthogonalise(matrices)
     assert found.dtype == torch.float32

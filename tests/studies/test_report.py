@@ -314,7 +314,7 @@ def test_advice_is_no_bolder_than_what_is_known() -> None:
     assert "more epochs may pay, but most curves rise there if the learning rate falls" in text
     assert "a stricter pruner saves more, and stops the best trial more often" in text
     assert "waited for the database, for a suggestion or for a trial to take" in text
-    assert "in another it begins a new one whose suggestions are drawn anew" in text
+    assert "and begins a new one, with other suggestions, in another" in text
 
 
 def test_the_study_file_in_it_makes_the_same_study() -> None:

@@ -61,10 +61,10 @@ def test_what_a_dead_machine_left_running_ended_with_its_last_heartbeat(tmp_path
     ]
     assert found.cost.seconds == 90 + WEEK
     assert [item.lost for item in found.workers] == [1], "both are this process's"
-    assert [item.silent_since for item in opened.records] == [at(90), None]
+    assert [item.silent_since for item in found.records] == [at(90), None]
     assert beats is not None
     storage.end(beats, TrialState.PRUNED)
-    (_, ended) = opened.records
+    (_, ended) = findings(opened, None, now).records
     assert ended.silent_since is None
 
 
