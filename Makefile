@@ -6,6 +6,7 @@ BIN := .venv/bin
 .PHONY: search test lint soak clean
 
 search: .venv/installed
+	@echo "to type hpsearch yourself in this shell, first: . $(BIN)/activate"
 	$(BIN)/hpsearch run quickstart
 
 test: .venv/installed-dev

@@ -126,8 +126,8 @@ REFERENCE: Mapping[str, Any] = {
 """What is known to be good for ten epochs, which every search tries second. All else as in the
 notebook's.
 
-Well ahead of the usual recipes on the images that ship and on all of CIFAR-10; there twice the batch
-is better still, which is the third trial of the study `cifar10`. How they were found is in
+Well ahead of the usual recipes on the images that ship and on all of CIFAR-10; there twice the
+batch is better still, which is the third trial of the study `cifar10`. How they were found is in
 `model/README.md`."""
 
 

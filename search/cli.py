@@ -232,7 +232,10 @@ def run(
         from studies.storage import open_storage
         from studies.study import stored_config
 
-        with_storage = open_storage(storage)
+        try:
+            with_storage = open_storage(storage)
+        except UserError as error:
+            raise UserError(f"{study!r} is no study file (FILE.toml); {error}") from error
         config = stored_config(with_storage, study, overrides)
     _log_to_terminal()
     from search.run import RunOptions, run_study
@@ -741,7 +744,10 @@ def evaluate(
         if Path(item).is_dir():
             models.append(Path(item))
         else:
-            opened = open_study(_study_name(item), storage)
+            try:
+                opened = open_study(_study_name(item), storage)
+            except UserError as error:
+                raise UserError(f"{item!r} is no folder here; {error}") from error
             best_record(opened)  # Says without PyTorch if there is none.
             models.append(opened)
     _log_to_terminal(logging.WARNING)

@@ -29,6 +29,7 @@ from studies.confirmation import (
     Confirmation,
     Stored,
     TestResult,
+    check_is_search,
     confirming_name,
     stored_in,
 )
@@ -66,8 +67,9 @@ def plan(opened: OpenedStudy, top: int, seeds: int) -> list[Retraining]:
     when it is interrupted is of use.
 
     Raises:
-        UserError: no trial is complete yet.
+        UserError: no trial is complete yet, or the study is itself a confirmation.
     """
+    check_is_search(opened)
     best_record(opened)
     chosen: list[TrialRecord] = []
     for item in rank(opened.records):

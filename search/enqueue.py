@@ -6,6 +6,7 @@ from typing import Any
 
 from search.budget import budgeted
 from search.space import checked_point, make_space
+from studies.confirmation import check_is_search
 from studies.study import OpenedStudy
 from studies.text import counted, readable
 
@@ -19,8 +20,9 @@ def enqueue_trial(opened: OpenedStudy, values: Mapping[str, Any]) -> str:
         A line that says what was done.
 
     Raises:
-        UserError: a name or value is not in the study's space.
+        UserError: a name or value is not in the study's space, or the study is a confirmation.
     """
+    check_is_search(opened)
     name = opened.config.name
     parameters = checked_point(make_space(opened.config.space), values)
     # A worker may take it at once, and somebody else enqueue another: it is known by its token.

@@ -169,17 +169,31 @@ def trial_seconds_left(record: TrialRecord, epochs: int, now: datetime) -> float
 
 
 def seconds_left(view: View) -> float | None:
-    """Until the budget is spent, from how long the trials of this study took; None if unknown."""
+    """Until the budget is spent, from how long the trials of this study took; None if unknown.
+
+    Of running ones, from their epochs so far.
+    """
     durations = [
         record.seconds
         for record in view.records
         if record.seconds is not None and record.state in ("complete", "pruned", "diverged")
     ]
+    running = [record for record in view.records if record.state == "running"]
+    lefts = [trial_seconds_left(item, view.config.trial.epochs, view.now) for item in running]
+    if not durations:
+        durations = [
+            (view.now - item.started).total_seconds() + left
+            for item, left in zip(running, lefts, strict=True)
+            if item.started is not None and left is not None
+        ]
     budget, estimates = view.config.budget, []
-    active = sum(1 for row in view.workers if row.state != "ended")
-    if budget.trials is not None and durations and active:
-        remaining = max(budget.trials - summarise(view.records).finished, 0)
-        estimates.append(remaining * sum(durations) / len(durations) / active)
+    here = sum(1 for row in view.workers if row.state != "ended")
+    if budget.trials is not None and durations and here:
+        average = sum(durations) / len(durations)
+        begun = [average if left is None else left for left in lefts]
+        to_begin = max(budget.trials - summarise(view.records).finished - len(running), 0)
+        at_once = max(here, len(running))  # Others may run on other machines.
+        estimates.append(max((sum(begun) + to_begin * average) / at_once, *begun, 0.0))
     if budget.minutes is not None:
         estimates.append(max(view.run_started + 60 * budget.minutes - time.time(), 0.0))
     return min(estimates, default=None)

@@ -15,6 +15,21 @@ SEARCHED = "searched"
 """The identity of the study that it confirms."""
 
 
+def check_is_search(opened: OpenedStudy) -> None:
+    """Refuse a study of retrainings, whose trials are for `hpsearch confirm` to choose.
+
+    Raises:
+        UserError: it confirms another one.
+    """
+    if SEARCHED in opened.study.user_attrs:
+        name = opened.config.name
+        search = name.removesuffix(confirming_name(""))
+        raise UserError(
+            f"study {name!r} is the confirmation of {search!r}; for more retrainings: "
+            f"hpsearch confirm {search} with a higher --top or --seeds"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A configuration that was trained with several seeds."""

@@ -95,7 +95,7 @@ def open_database(
         if not file.exists():
             raise UserError(
                 f"storage {masked(url)}: no such file yet; hpsearch run makes it, "
-                "with a study file or one that ships (quickstart, cifar10)"
+                "of a study file or a study that ships (quickstart, cifar10)"
             )
     return _opened(url, lambda: _open(parsed, connections), patience)
 

@@ -14,6 +14,7 @@ from data.split import split_for_training
 from model.hyperparameters import parse_hyperparameters
 from model.train import build_model
 from search.confirm import _difference, judge, missing, plan, prepare_confirmation
+from search.enqueue import enqueue_trial
 from search.export import describe
 from search.prepare import Prepared, create_from_file
 from search.run import RunOptions
@@ -216,6 +217,20 @@ def test_a_confirmation_can_be_run_by_its_name(
     # It borrows the sampler "grid", but quickstart's grid would have too many points.
     opened = create_from_file(storage, config, config.name, data_cache).opened
     assert _waiting(opened) == [(item.trial, item.seed) for item in retrainings]
+
+
+def test_a_confirmation_is_neither_confirmed_nor_given_other_trials(
+    storage: OwnedStorage, searched: Prepared
+) -> None:
+    confirming = prepare_confirmation(storage, searched, plan(searched.opened, top=1, seeds=1))
+    said = (
+        "'quickstart-confirm' is the confirmation of 'quickstart'; .* hpsearch confirm quickstart"
+    )
+    with pytest.raises(UserError, match=said):
+        plan(confirming.opened, top=1, seeds=1)
+    with pytest.raises(UserError, match=said):
+        enqueue_trial(confirming.opened, {"learning_rate": 0.05})
+    assert len(confirming.opened.study.trials) == 2, "the best and the notebook's"
 
 
 def test_an_objective_that_only_the_database_names_is_refused_before_its_import(

@@ -1,6 +1,7 @@
 from datetime import datetime
 from typing import Any
 
+import pytest
 from rich.console import Console
 
 from search.launch import Slot
@@ -108,6 +109,20 @@ def test_the_time_left_is_the_budget_s_that_ends_first() -> None:
     assert seconds_left(minutes_over) == 0.0
     trials_first = view(*done, run_started=float("inf"))
     assert seconds_left(trials_first) == 6 * 20 / 2
+
+
+def test_the_time_left_counts_what_running_trials_have_done() -> None:
+    endless = float("inf")
+    begun = [trial(4, "running", 0.1), trial(5, "running", *[0.1] * 9)]
+    # 270 and 3 s for these two, 20 s for each of the four that nobody has begun.
+    done = [trial(number, "complete", 0.1) for number in range(4)]
+    assert seconds_left(view(*done, *begun, run_started=endless)) == 270
+    many = view(*done, trial(5, "running", *[0.1] * 9), run_started=endless)
+    assert seconds_left(many) == pytest.approx((30 / 9 + 5 * 20) / 2)
+    # Before any has ended, as long as the first ones will have taken.
+    assert seconds_left(view(*begun, run_started=endless)) == pytest.approx(
+        (270 + 30 / 9 + 8 * (300 + 30 + 30 / 9) / 2) / 2
+    )
 
 
 def test_the_results_are_listed_best_first() -> None:

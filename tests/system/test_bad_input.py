@@ -90,6 +90,19 @@ def test_looking_at_a_database_that_does_not_exist_says_how_to_make_one(
     assert not (tmp_path / "hpsearch.db").exists()
 
 
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("run", "'nosuch' is no study file (FILE.toml); "),
+        ("evaluate", "'nosuch' is no folder here; "),
+    ],
+)
+def test_a_name_that_is_nothing_is_said_to_be_so(
+    hpsearch: Hpsearch, command: str, said: str
+) -> None:
+    assert_one_line(hpsearch(command, "nosuch"), said)
+
+
 @pytest.fixture
 def prepared(tmp_path: Path, data_cache: Path) -> None:
     """A study in which no trial has finished."""

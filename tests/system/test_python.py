@@ -36,7 +36,6 @@ def test_each_piece_of_python_does_what_it_says(
     monkeypatch.delenv("HPSEARCH_STORAGE", raising=False)
     curve = trained_study(open_storage(create=True), "flowers", str(few_images), Path("var"))
     config = open_study("flowers").config.model_dump(mode="json", exclude_none=True)
-    Path("flowers.toml").write_text(tomli_w.dumps(config))
     Path("photos").mkdir()
     for name in ("photo.jpg", "photos/0.jpg"):
         Image.open(next(few_images.glob("test/cat/*"))).resize((50, 40)).save(name)
@@ -47,7 +46,11 @@ def test_each_piece_of_python_does_what_it_says(
     with redirect_stdout(said):
         for snippet in SNIPPETS:
             before = signal.getsignal(signal.SIGINT)
-            exec(snippet, names)
+            exec(snippet.replace('"space.width": 8', '"space.width": 4'), names)
+            if "write_template" in snippet:
+                assert load_study_file("flowers.toml").name == "flowers"
+                # In place of the template that of the study that is there, which takes no time.
+                Path("flowers.toml").write_text(tomli_w.dumps(config))
             if "exit_code" in snippet:
                 codes.append(names["exit_code"])
                 if "run_worker" not in snippet:
@@ -59,7 +62,6 @@ def test_each_piece_of_python_does_what_it_says(
     assert "['flowers']" in text
     assert "trial 1 is waiting for a worker" in text
     assert codes == [0, 0, 0, 0]
-    assert load_study_file("roses.toml").name == "roses"
     assert names["file"] == Path("flowers-report.html")
     assert names["file"].is_file()
     assert names["exported"].test.plain == names["evaluation"].test.plain
