@@ -27,6 +27,7 @@ from studies.confirmation import (
     SEARCHED,
     Candidate,
     Confirmation,
+    Lead,
     Stored,
     TestResult,
     check_is_search,
@@ -217,11 +218,15 @@ def _judge(
         (_candidate(record(trials[number]), runs) for number, runs in results.items()),
         key=lambda candidate: -candidate.mean,
     )
-    winner = candidates[0]
+    winner, *others = candidates
     runs = rank(results[winner.trial])
     if not runs:
         raise UserError("every retraining diverged, so that there is no winner")
-    test = baseline = difference = None
+    test = baseline = difference = lead = None
+    if others and not (winner.diverged or others[0].diverged):
+        second = others[0].trial
+        ahead = _difference(_values(results[winner.trial]), _values(results[second]))
+        lead = Lead(second, ahead) if ahead else None
     if searched.config.trial.objective == DEFAULT_OBJECTIVE:
 
         def on_test(number: int) -> list[float]:
@@ -254,11 +259,12 @@ def _judge(
         test=test,
         baseline=baseline,
         difference=difference,
+        lead=lead,
     )
 
 
 def _candidate(searched: TrialRecord, runs: Sequence[TrialRecord]) -> Candidate:
-    values = [(run.value or 0.0) if run.state == "complete" else 0.0 for run in runs]
+    values = _values(runs)
     return Candidate(
         trial=searched.number,
         claimed=searched.value if searched.state == "complete" else None,
@@ -266,6 +272,10 @@ def _candidate(searched: TrialRecord, runs: Sequence[TrialRecord]) -> Candidate:
         std=statistics.stdev(values) if values[1:] else None,
         diverged=sum(run.state == "diverged" for run in runs),
     )
+
+
+def _values(runs: Sequence[TrialRecord]) -> list[float]:
+    return [(run.value or 0.0) if run.state == "complete" else 0.0 for run in runs]
 
 
 def _test_result(accuracies: Sequence[float], runs: Sequence[TrialRecord]) -> TestResult | None:

@@ -117,7 +117,10 @@ def describe_confirmation(confirmation: Confirmation) -> str:
         claim = "" if item.claimed is None else f", the search had claimed {item.claimed:.2%}"
         lost = f" ({item.diverged} diverged, counted as 0)" if item.diverged else ""
         lines.append(f"  trial {item.trial}: {spread(item.mean, item.std)}{lost}{claim}")
-    lines.append(f"confirmed: trial {winner.trial}")
+    lines.append(f"confirmed: trial {winner.trial}{confirmation.doubt}")
+    if confirmation.lead:
+        lead = confirmation.lead
+        lines.append(f"  above trial {lead.trial} by {_interval(lead.difference)}")
     if winner.claimed is not None:
         lines.append(
             f"  the search had claimed {100 * abs(winner.claimed - winner.mean):.2f} points "
@@ -133,8 +136,10 @@ def describe_confirmation(confirmation: Confirmation) -> str:
     if confirmation.baseline:
         lines.append(f"  the notebook's configuration: {on_test(confirmation.baseline)}")
     if confirmation.difference:
-        mean, low, high = (100 * value for value in confirmation.difference)
-        lines.append(
-            f"  difference {mean:+.2f} points, 95% confidence interval {low:+.2f} to {high:+.2f}"
-        )
+        lines.append(f"  difference {_interval(confirmation.difference)}")
     return "\n".join(lines)
+
+
+def _interval(difference: tuple[float, float, float]) -> str:
+    mean, low, high = (100 * value for value in difference)
+    return f"{mean:+.2f} points, 95% confidence interval {low:+.2f} to {high:+.2f}"

@@ -65,6 +65,16 @@ class TestResult:
 
 
 @dataclass(frozen=True, slots=True)
+class Lead:
+    """How far the winner is ahead of the second, in validation accuracy."""
+
+    trial: int
+    """The second's number in the search."""
+    difference: tuple[float, float, float]
+    """Of the means, and its confidence interval (Welch)."""
+
+
+@dataclass(frozen=True, slots=True)
 class Confirmation:
     """What the retrainings showed."""
 
@@ -83,13 +93,25 @@ class Confirmation:
     """Winner's test accuracy minus the baseline's, and its confidence interval (Welch).
 
     None if either lost a seed: the mean of those that are left is better than what is expected."""
+    lead: Lead | None = None
+    """None of one seed or configuration, if either diverged, and in what older versions stored."""
 
     @property
     def headline(self) -> str:
         """What it came to, in a line."""
         seeds = f"{self.seeds} seeds" if self.seeds > 1 else "1 seed"
         reached = spread(self.winner.mean, self.winner.std)
-        return f"confirmed: trial {self.winner.trial}, {reached} validation accuracy over {seeds}"
+        return (
+            f"confirmed: trial {self.winner.trial}, {reached} validation accuracy over {seeds}"
+            f"{self.doubt}"
+        )
+
+    @property
+    def doubt(self) -> str:
+        """Whom the winner may have beaten by chance, in words that follow its result."""
+        if self.lead and self.lead.difference[1] <= 0:
+            return f", within the noise of trial {self.lead.trial}"
+        return ""
 
 
 def spread(mean: float, std: float | None) -> str:
@@ -133,6 +155,15 @@ def mentioned(opened: OpenedStudy) -> Confirmation | None:
         return confirmation_of(opened)
     except UserError:
         return None
+
+
+def shown_by(confirming: OpenedStudy) -> Confirmation | None:
+    """What a confirming study has shown, for who only mentions it: see `mentioned`."""
+    try:
+        stored = stored_in(confirming)
+    except UserError:
+        return None
+    return stored.result if stored else None
 
 
 def stored_in(confirming: OpenedStudy) -> Stored | None:

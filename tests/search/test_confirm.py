@@ -326,6 +326,33 @@ def test_without_a_lost_seed_the_difference_has_an_interval(
     assert "difference +50.00 points, 95% confidence interval" in describe_confirmation(found)
 
 
+@pytest.mark.parametrize(("second", "is_noise"), [([0.49, 0.53], True), ([0.1, 0.11], False)])
+def test_a_winner_within_the_noise_of_the_second_is_said_to_be(
+    storage: OwnedStorage,
+    searched: Prepared,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    second: list[float],
+    is_noise: bool,
+) -> None:
+    monkeypatch.setattr("search.confirm.test_accuracy", lambda *_: 0.45)
+    first = [0.52, 0.53]
+    values = [value for seed in zip(first, second, strict=True) for value in seed]
+    found = _ended(storage, searched, [*values], tmp_path)()
+    assert found.lead is not None
+    assert found.lead.trial == 0
+    assert found.lead.difference == _difference(first, second)
+    assert confirmation_of(searched.opened) == found, "it is kept"
+    noise = ", within the noise of trial 0"
+    assert found.headline.endswith(f"over 2 seeds{noise if is_noise else ''}")
+    lines = describe_confirmation(found).splitlines()
+    place = lines.index(f"confirmed: trial 2{noise if is_noise else ''}")
+    gained = 100 * (0.525 - sum(second) / 2)
+    assert lines[place + 1].startswith(
+        f"  above trial 0 by {gained:+.2f} points, 95% confidence interval "
+    )
+
+
 def test_another_trial_of_the_notebook_s_configuration_can_stand_for_it(
     storage: OwnedStorage, searched: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
