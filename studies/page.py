@@ -104,9 +104,13 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], text: int = 1) -
         text: how many columns, from the left, are text rather than numbers.
     """
 
+    def content(cell: str, tag: str) -> str:
+        # A long name above short numbers may be on two lines.
+        return html.escape(cell).replace("_", "_<wbr>" if tag == "th" else "_")
+
     def row(cells: Sequence[str], tag: str) -> str:
         return "".join(
-            f"<{tag}{' class=text' if index < text else ''}>{html.escape(cell)}</{tag}>"
+            f"<{tag}{' class=text' if index < text else ''}>{content(cell, tag)}</{tag}>"
             for index, cell in enumerate(cells)
         )
 

@@ -1,12 +1,15 @@
 """The report as a person sees it: written by the real command, opened in a real browser."""
 
+import io
 import json
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import median
 
 import pytest
-from playwright.sync_api import Browser, Page
+from PIL import Image
+from playwright.sync_api import Browser, Locator, Page
 
 from studies.findings import Findings
 from studies.report import report_page
@@ -56,6 +59,13 @@ def hover_text(page: Page, place: str, trace: str) -> str:
             [place, trace],
         )
     )
+
+
+def right_edge(place: Locator) -> int:
+    """How bright most of it is, from 0 to 255."""
+    with Image.open(io.BytesIO(place.screenshot())) as picture:
+        edge = picture.convert("L").crop((picture.width - 1, 0, picture.width, picture.height))
+    return int(median(edge.tobytes()))
 
 
 def a_thousand_trials() -> Findings:
@@ -111,6 +121,10 @@ def test_the_command_writes_a_page_that_shows_the_study(
     page.set_viewport_size({"width": 390, "height": 800})
     # On a phone only tables and wide figures scroll sideways.
     page.wait_for_function("document.documentElement.scrollWidth <= innerWidth", timeout=10_000)
+    table = page.locator("#top .scrolls")
+    assert right_edge(table) < 230, "a shade says that there is more"
+    table.evaluate("(table) => table.scrollTo(table.scrollWidth, 0)")
+    assert right_edge(table) == 255
 
     for study in (one_trial, none_finished, all_pruned, a_thousand_trials):
         figures = data_of(report_page(study()))["figures"]
