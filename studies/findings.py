@@ -1,13 +1,14 @@
 """All that a report says of a study, as plain data and as JSON."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from statistics import median
 from typing import Any
 
 from studies.analysis import Step, Surface, importances, progress, surface, varied_parameters
 from studies.config import StudyConfig
-from studies.confirmation import Confirmation, mentioned
+from studies.confirmation import SEARCHED, Confirmation, mentioned, shown_by
 from studies.results import TrialRecord, as_json, for_json, rank, summarise
 from studies.study import DATA_DIGEST, VERSIONS, OpenedStudy
 from studies.timeline import (
@@ -31,6 +32,9 @@ class Findings:
     baseline: TrialRecord | None
     """The notebook's configuration, if the study has it."""
     confirmation: Confirmation | None
+    """Of this study, or what this study has shown if it is a confirming one."""
+    confirms: bool
+    """Whether its trials are retrainings of the best of another study."""
     versions: Mapping[str, str]
     data_digest: str
     now: datetime
@@ -42,7 +46,7 @@ class Findings:
     varied: Sequence[str]
     """The parameters that are not held fixed, the most important first."""
     surface: Surface | None
-    """Over the two most important parameters, if that can be said."""
+    """Over the two most important parameters, if that can be said; see `at_their_ends`."""
     runs: Sequence[ShownRun]
     workers: Sequence[WorkerTime]
     restarts: Restarts
@@ -62,11 +66,13 @@ def findings(opened: OpenedStudy, baseline: TrialRecord | None, now: datetime) -
     by_importance = importances(trials, config.space)
     runs = timeline(records, now)
     first_two = tuple(list(by_importance)[:2])
+    confirms = SEARCHED in attributes
     return Findings(
         config=config,
         records=records,
         baseline=baseline,
-        confirmation=mentioned(opened),
+        confirmation=shown_by(opened) if confirms else mentioned(opened),
+        confirms=confirms,
         versions=attributes[VERSIONS],
         data_digest=attributes[DATA_DIGEST],
         now=now,
@@ -74,12 +80,38 @@ def findings(opened: OpenedStudy, baseline: TrialRecord | None, now: datetime) -
         steps=progress(records),
         importances=by_importance,
         varied=varied_parameters(config, by_importance),
-        surface=surface(records, config, first_two) if len(first_two) == 2 else None,
+        surface=surface(at_their_ends(records), config, first_two) if len(first_two) == 2 else None,
         runs=runs,
         workers=worker_times(runs),
         restarts=restarts(runs),
         cost=cost(records, config, now),
     )
+
+
+def at_their_ends(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """The same, with what the pruned trials might have reached, had they not been pruned.
+
+    That is what they had reached and the median of what the complete trials gained after as many
+    epochs, but no more than the best. What a trial had after one epoch says little beside what
+    others had after all; a median does not follow a few that began late.
+    """
+    complete = rank(records)
+
+    def at_its_end(item: TrialRecord) -> TrialRecord:
+        if item.state != "pruned" or item.value is None:
+            return item
+        gains = [
+            other.value - max(before)
+            for other in complete
+            if other.value is not None
+            and (before := [now for now in other.accuracies[: len(item.accuracies)] if now == now])
+        ]
+        if not gains:
+            return item
+        best = max(item.value, complete[0].value or 0.0)
+        return replace(item, value=min(item.value + median(gains), best))
+
+    return [at_its_end(item) for item in records]
 
 
 def as_document(found: Findings, top: int) -> dict[str, Any]:

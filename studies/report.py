@@ -3,6 +3,7 @@ section, and the same in numbers."""
 
 import html
 import json
+from datetime import datetime
 from pathlib import Path
 
 import tomli_w
@@ -15,7 +16,8 @@ from studies.analysis import (
     with_result,
 )
 from studies.config import DEFAULT_OBJECTIVE, StudyConfig
-from studies.findings import Findings, as_document
+from studies.confirmation import spread
+from studies.findings import Findings, as_document, at_their_ends
 from studies.page import (
     RISES,
     Figures,
@@ -28,11 +30,15 @@ from studies.page import (
     write_text,
 )
 from studies.results import TrialRecord, readable_seconds, summarise, varied_values
-from studies.text import readable_value, shortened
+from studies.text import counted, readable_value, shortened
 from studies.timeline import runs_of
+from studies.wording import which_pruner
 
 TOP = 10
 """Trials in the table of the best."""
+FEW_TRIALS = 100
+"""Too few for advice on what decides. Of the recorded curves, what is most important in a draw of
+100 is so in all 300 three times in four; of 50, less often than not."""
 FEW_WORKERS = 12
 """Whose times are shown without being asked for."""
 LONGEST_REASON = 100  # characters, in a hover text
@@ -90,7 +96,7 @@ def _head(found: Findings) -> str:
     return (
         f"<h1>{html.escape(config.name)}</h1>\n"
         f'<p class="about">{html.escape(config.data.source)}, {config.trial.epochs} epochs a '
-        f"trial, {config.sampler.name} sampler, {config.pruner.name} pruner; as of "
+        f"trial, {config.sampler.name} sampler, {which_pruner(config.pruner.name)}; as of "
         f"{found.now:%Y-%m-%d %H:%M} UTC</p>\n{tiles(shown)}\n"
     )
 
@@ -114,28 +120,61 @@ def _best_so_far(found: Findings, drawn: Figures) -> str:
 
 
 def _top(found: Findings, _: Figures) -> str:
-    content = "No trial is complete yet."
+    content, same = "No trial is complete yet.", ""
     if found.ranked:
-        rows = []
-        for item in found.ranked[:TOP]:
-            values = varied_values(item, found.config)
-            reached = [str(item.number), f"{item.value or 0:.2%}"]
-            runs = runs_of(item, found.now)
-            took = readable_seconds(sum((run.ended - run.started).total_seconds() for run in runs))
-            rows.append(
-                [*reached, took, *(readable_value(values.get(name, "")) for name in found.varied)]
-            )
-        content = table(["trial", "validation", "time", *map(short_name, found.varied)], rows)
-    confirm = f"<code>hpsearch confirm {html.escape(found.config.name)}</code>"
-    again = f"{confirm} trains them again with new seeds."
-    if found.confirmation:
-        again = f"{confirm} has trained them again; {found.confirmation.headline}."
+        top = found.ranked[:TOP]
+        columns = {
+            name: [readable_value(item.parameters.get(name, "")) for item in top]
+            for name in found.varied
+        }
+        # A column of one value says no more than a few words, and leaves the others less room.
+        alike = {
+            name: cells[0]
+            for name, cells in columns.items()
+            if len(cells) > 1 and len(set(cells)) == 1
+        }
+        if alike:
+            said = ", ".join(f"{name} {value}" for name, value in alike.items())
+            same = f"; all of these have {html.escape(said)}"
+        names = [name for name in columns if name not in alike]
+        rows = [
+            [
+                str(item.number),
+                f"{item.value or 0:.2%}",
+                _took(item, found.now),
+                *(columns[name][index] for name in names),
+            ]
+            for index, item in enumerate(top)
+        ]
+        content = table(["trial", "validation", "time", *map(short_name, names)], rows)
     return section(
         "top",
         "The best trials",
-        f"Look for what they have in common. The best of many noisy trials is partly luck: {again}",
+        f"Look for what they have in common{same}. {_again(found)}.",
         content,
     )
+
+
+def _took(item: TrialRecord, now: datetime) -> str:
+    return readable_seconds(
+        sum((run.ended - run.started).total_seconds() for run in runs_of(item, now))
+    )
+
+
+def _again(found: Findings) -> str:
+    """What has been trained again with new seeds, or can be."""
+    shown = found.confirmation
+    if found.confirms:
+        which = "They are retrainings, with new seeds, of the best trials of another study"
+        if shown is None:
+            return which
+        means = (f"trial {item.trial} {spread(item.mean, item.std)}" for item in shown.candidates)
+        return f"{which}; on average {', '.join(means)}; {shown.headline}"
+    confirm = f"<code>hpsearch confirm {html.escape(found.config.name)}</code>"
+    again = "trains them again with new seeds"
+    if shown:
+        again = f"has trained them again; {shown.headline}"
+    return f"The best of many noisy trials is partly luck: {confirm} {again}"
 
 
 def _learning_curves(found: Findings, drawn: Figures) -> str:
@@ -161,11 +200,16 @@ def _importance(found: Findings, drawn: Figures) -> str:
     if found.importances:
         most = dict(list(found.importances.items())[:MOST_DRAWN])
         content = place(drawn, "importances", figures.importance_bars(most))
+    ended = summarise(found.records).finished
+    advice = "what is near zero may be held fixed in the next study"
+    if ended < FEW_TRIALS:
+        advice = f"of {counted(ended, 'trial')} it says little, and other ones may say otherwise"
     return section(
         "importance",
         f"Importance of {which_parameters(len(found.importances))}",
         "How much each decides whether a trial is among the best (PED-ANOVA, over pruned and "
-        "diverged trials too): what is near zero may be held fixed in the next study.",
+        "diverged trials too, which the dashboard's figure of Optuna's own leaves out): "
+        f"{advice}.",
         content,
     )
 
@@ -200,13 +244,17 @@ def _which_varied(found: Findings) -> str:
 def _pair(found: Findings, drawn: Figures) -> str:
     content = "It takes two parameters whose importance is known."
     if found.surface:
-        figure = space_figures.pair(found.records, found.config, found.surface)
+        best = found.ranked[0] if found.ranked else None
+        reached = at_their_ends(found.records)
+        figure = space_figures.pair(reached, found.config, found.surface, best)
         content = place(drawn, "pair-surface", figure)
     return section(
         "pair",
         "The two most important parameters together",
-        "A slanting ridge says that the two have to be chosen together. The colour is the mean of "
-        "what the trials nearby have reached, pruned ones too; where none is near, it is blank.",
+        "A slanting ridge says that the two have to be chosen together. The colour is what a trial "
+        "has reached (the star is the best), and between them the mean of those nearby; where none "
+        "is near, it is blank. A pruned trial counts with what it had reached and what complete "
+        "ones typically gained from that epoch on.",
         content,
     )
 
@@ -312,9 +360,10 @@ def _reproduce(found: Findings, _: Figures) -> str:
     return section(
         "reproduce",
         "How to reproduce it",
-        "Look first whether versions and data are the same. This study file continues the study "
-        f"in its storage, and begins a new one, with other suggestions, in another; "
-        f"{with_replay}export takes the best model out of this one.",
+        "Look first whether versions and data are the same. Save the study file below as "
+        f"<code>{html.escape(file)}</code>: it continues the study in its storage, and begins a "
+        f"new one, with other suggestions, in another; {with_replay}export takes the best model "
+        "out of this one.",
         f"<pre>{html.escape(chr(10).join(commands))}</pre>"
         f"{table([], rows, text=2)}\n<p></p><details open><summary>{html.escape(file)}"
         f"</summary><pre>{html.escape(study_file)}</pre></details>",

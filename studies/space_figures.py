@@ -17,7 +17,15 @@ from studies.text import as_written, shortened
 GOLDEN = 0.618
 MARGIN = 0.05
 """At each end of a range, so that points at its bounds are seen whole."""
+LEVELS = 30
+"""Of a contour, at most: what lies between the best trial and the worst has a few of them."""
 LONGEST_CHOICE = 16  # characters
+MARKS: Mapping[str, Mapping[str, Any]] = {
+    "pruned": {"size": 7, "symbol": "diamond", "line": {"width": 1, "color": "#999"}},
+    "complete": {"size": 9, "line": {"width": 1.5, "color": "white"}},
+    "best": {"size": 16, "symbol": "star", "line": {"width": 1.5, "color": BEST}},
+}
+"""Of trials on a coloured surface."""
 FEW_TICKS = 6
 """At a logarithmic axis."""
 
@@ -78,39 +86,55 @@ def _add_points(
     )
 
 
-def pair(records: Sequence[TrialRecord], config: StudyConfig, shown: Surface) -> go.Figure:
-    """A surface over two parameters, with the trials that it comes from.
+def pair(
+    records: Sequence[TrialRecord], config: StudyConfig, shown: Surface, best: TrialRecord | None
+) -> go.Figure:
+    """A surface over two parameters, with the trials that it comes from, in colours of one scale.
 
     A contour between numbers; a map of fields where a parameter has choices that are not.
     """
     first, second = shown.names
     figure = new_figure(label(first), label(second), height=480, percent=False)
     values = [[rounded(value) for value in row] for row in shown.values]
+    known = with_result(records, config, shown.names)
+    # Not plotly's axis of colours, in which a contour hangs.
+    least, most = _span([rounded(item.value) for item in known])
     common = {
         "x": _pair_values(config, first, shown.x),
         "y": _pair_values(config, second, shown.y),
         "z": values,
         "colorscale": "Viridis",
+        "zmin": least,
+        "zmax": most,
         "colorbar": {"title": {"text": "accuracy"}, "tickformat": ".0%", "thickness": 12},
         "hovertemplate": "%{z:.2%}<extra></extra>",
     }
     parameters = [config.space[name] for name in shown.names]
     is_contour = all(isinstance(item, Range) or are_numbers(item) for item in parameters)
     if is_contour:
-        figure.add_trace(go.Contour(**common, contours={"coloring": "fill"}, line={"width": 0.5}))
+        lines = {"contours": {"coloring": "fill"}, "ncontours": LEVELS, "line": {"width": 0.5}}
+        figure.add_trace(go.Contour(**common, **lines))
     else:
         figure.add_trace(go.Heatmap(**common))
-    known = with_result(records, config, shown.names)
-    for state, color in (("pruned", "rgba(160,160,160,0.9)"), ("complete", "white")):
-        mine = [item for item in known if item.state == state]
+    number = best.number if best else None
+    for what, mark in MARKS.items():
+        mine = [item for item in known if what == ("best" if item.number == number else item.state)]
+        about = "perhaps " if what == "pruned" else ""
         figure.add_scatter(
             x=_pair_values(config, first, [item.parameters[first] for item in mine]),
             y=_pair_values(config, second, [item.parameters[second] for item in mine]),
             customdata=[item.number for item in mine],
-            name=state,
+            name=what,
             mode="markers",
-            marker={"size": 6, "color": color, "line": {"width": 1, "color": "#333"}},
-            hovertemplate=f"trial %{{customdata}} ({state})<extra></extra>",
+            marker={
+                **mark,
+                "color": [rounded(item.value) for item in mine],
+                "colorscale": "Viridis",
+                "cmin": least,
+                "cmax": most,
+            },
+            hovertemplate=f"trial %{{customdata}} ({what}): {about}%{{marker.color:.2%}}"
+            "<extra></extra>",
         )
     figure.update_xaxes(**_axis(config.space[first]))
     figure.update_yaxes({**_axis(config.space[second]), "tickangle": 0})
@@ -173,9 +197,7 @@ def parallel_coordinates(
     results = [rounded(item.value) for item in known]
     dimensions = [_dimension(known, config, name) for name in names]
     ticks = {"tickformat": ".0%"}
-    least, most = min(results), max(results)
-    if least == most:
-        least, most = least - ROOM, most + ROOM
+    least, most = _span(results)
     dimensions.append({"label": "accuracy", "values": results, "range": [least, most], **ticks})
     figure = new_figure(None, None, height=440)
     figure.add_trace(
@@ -195,6 +217,12 @@ def parallel_coordinates(
     )
     figure.update_layout(margin={"l": 70, "r": 30, "t": 90, "b": 30})
     return figure
+
+
+def _span(results: Sequence[float]) -> tuple[float, float]:
+    """Of a scale of colours: from the least to the most, which are not the same."""
+    least, most = min(results), max(results)
+    return (least, most) if least < most else (least - ROOM, most + ROOM)
 
 
 def _dimension(known: Sequence[TrialRecord], config: StudyConfig, name: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What pydantic finds wrong with a value, in the words of a study file."""
+"""Settings in words: which pruner there is, and what pydantic finds wrong with a value."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -31,6 +31,11 @@ _WORDS = {
     "too_long": "must have {max_length} entries at most",
     "missing": "missing",
 }
+
+
+def which_pruner(name: str) -> str:
+    """For instance `median pruner`, or `no pruner`."""
+    return f"{'no' if name == 'none' else name} pruner"
 
 
 def in_words(error: ErrorDetails) -> str:

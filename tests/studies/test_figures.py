@@ -183,13 +183,18 @@ def test_the_points_of_a_choice_stand_at_the_choice() -> None:
 def test_the_pair_is_a_contour_between_numbers_and_else_a_map(second: str, kind: str) -> None:
     found = surface(SMALL, CONFIG, ("rate", second))
     assert found is not None
-    figure = pair(SMALL, CONFIG, found)
+    figure = pair(SMALL, CONFIG, found, BEST)
     area = figure.data[0]
     assert area.type == kind
     for drawn, value in zip(area.z[-1], found.values[-1], strict=True):
         assert drawn == (None if value is None else pytest.approx(value, rel=1e-3))
     numbers = [number for trace in figure.data[1:] for number, *_ in points(trace)]
     assert sorted(numbers) == [0, 1, 2]
+    star = traces(figure)["best"]
+    assert (star.marker.symbol, list(star.customdata)) == ("star", [2])
+    assert [list(trace.marker.color) for trace in figure.data[1:]] == [[0.25], [0.4], [0.7]]
+    scales = {(trace.marker.cmin, trace.marker.cmax) for trace in figure.data[1:]}
+    assert scales == {(area.zmin, area.zmax)} == {(0.25, 0.7)}
 
 
 def test_parallel_coordinates_have_a_line_for_each_trial_with_a_result() -> None:

@@ -16,6 +16,7 @@ from optuna.storages import BaseStorage
 
 from data.errors import UserError
 from studies.config import parse_study
+from studies.confirmation import CONFIRMATION, SEARCHED
 from studies.findings import Findings, as_document
 from studies.report import report_page, write_report
 from studies.study import OpenedStudy
@@ -225,6 +226,47 @@ def test_the_table_has_the_ten_best_with_their_parameters() -> None:
     ]
 
 
+def test_what_all_of_the_best_have_is_said_once_and_is_no_column() -> None:
+    space = {"rate": RATE, "<on>": [True, False], "pool_size": {"low": 1, "high": 8}}
+    trials = [
+        ("complete", {"rate": rate, "<on>": True, "pool_size": 2}, [rate / 2])
+        for rate in (0.1, 0.2, 0.3)
+    ]
+    settings = {"name": "alike", "space": space, "trial": {"objective": "own:train"}}
+    text = written(report_page(found(settings, trials)))
+    assert "in common; all of these have &lt;on&gt; true, pool_size 2. The best" in text
+    table = text.split('<section id="top">')[1].split("</table>")[0]
+    header = re.findall(r"<th(?: [^>]*)?>(.*?)</th>", table)
+    assert header == ["trial", "validation", "time", "rate"]
+    alone = written(report_page(found(settings, trials[:1])))
+    assert "all of these" not in alone
+    assert ">pool_<wbr>size</th>" in alone, "a long name may be on two lines"
+
+
+@pytest.mark.parametrize("result", [None, "strange", "known"])
+def test_a_confirming_study_is_not_to_be_confirmed(result: str | None) -> None:
+    settings = {"name": "a-confirm", "space": {"rate": RATE}, "pruner": {"name": "none"}}
+    opened = study_of(settings, [("complete", {"rate": 0.1}, [0.4, 0.5])] * 4)
+    opened.study.set_user_attr(SEARCHED, "another")
+    seven = {"trial": 7, "claimed": 0.7, "mean": 0.6, "std": 0.01, "diverged": 0}
+    eight = {**seven, "trial": 8, "mean": 0.5, "std": 0.02}
+    # As versions before this one stored it.
+    known = {
+        **{"candidates": [seven, eight], "winner": seven, "trial": 1, "parameters": {}},
+        **{"seeds": 2, "test": None, "baseline": None, "difference": None},
+    }
+    if result:
+        value = {"asked": [[7, 1]], "result": known if result == "known" else result}
+        opened.study.set_user_attr(CONFIRMATION, value)
+    text = written(report_page(findings_of(opened)))
+    assert "sampler, no pruner; as of" in text
+    assert "hpsearch confirm" not in text
+    assert "of the best trials of another study" in text
+    assert ("on average trial 7 60.00% ± 1.00%, trial 8 50.00% ± 2.00%; confirmed" in text) == (
+        result == "known"
+    )
+
+
 def test_what_it_cost_is_said_in_epochs_and_hours() -> None:
     report = recorded(300)
     (section,) = re.findall(r'<section id="cost">(.*?)</section>', report_page(report), re.DOTALL)
@@ -315,6 +357,12 @@ def test_advice_is_no_bolder_than_what_is_known() -> None:
     assert "a stricter pruner saves more, and stops the best trial more often" in text
     assert "waited for the database, for a suggestion or for a trial to take" in text
     assert "and begins a new one, with other suggestions, in another" in text
+    few = "of 20 trials it says little, and other ones may say otherwise"
+    many = "what is near zero may be held fixed"
+    assert (few in text, many in text) == (True, False)
+    more = replace(recorded(20), records=[*recorded(20).records] * 5)
+    text = written(report_page(more))
+    assert ("it says little" in text, many in text) == (False, True)
 
 
 def test_the_study_file_in_it_makes_the_same_study() -> None:
@@ -322,6 +370,7 @@ def test_the_study_file_in_it_makes_the_same_study() -> None:
     text = report_page(report)
     *_, study_file = re.findall(r"<pre>(.*?)</pre>", text, re.DOTALL)
     assert parse_study(tomllib.loads(html.unescape(study_file)), "report") == report.config
+    assert "Save the study file below as <code>recorded.toml</code>" in text
     assert "hpsearch replay recorded --trial" in text
     own = report_page(grid_of_one_parameter())
     assert "hpsearch replay" not in own, "it replays no own objective"
