@@ -21,6 +21,7 @@ from studies.results import (
     varied_values,
 )
 from studies.text import counted, readable
+from studies.wording import which_pruner
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +61,10 @@ def render(view: View) -> RenderableType:
         for record in view.records
         if record.state == "running" and record.number not in local and record.worker
     ]
-    pruner = view.config.pruner.name
     parts: list[RenderableType] = [
         Text.assemble(
             (view.config.name, "bold"),
-            f"  {view.config.sampler.name} sampler, {'no' if pruner == 'none' else pruner} pruner, "
+            f"  {view.config.sampler.name} sampler, {which_pruner(view.config.pruner.name)}, "
             f"{view.config.data.source}, {view.storage}",
             overflow="ellipsis",
             no_wrap=True,
