@@ -142,11 +142,12 @@ def parse_url(url: str) -> URL:
         if parsed.get_backend_name() not in DATABASES:
             raise NoSuchModuleError
         parsed.get_dialect()
-    except (ArgumentError, NoSuchModuleError) as error:
+    # ValueError: of what stands where a port should, which may be a part of a password.
+    except (ArgumentError, NoSuchModuleError, ValueError):
         raise NotADatabase(
             "storage: not a database URL for PostgreSQL or SQLite; write sqlite:///hpsearch.db or "
             "postgresql+psycopg://user@host/database"
-        ) from error
+        ) from None
     except ImportError:
         return parsed  # The driver is missing, which is said when it is opened.
     if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
@@ -158,7 +159,7 @@ def masked(url: str) -> str:
     """The URL as it may be shown: without its password."""
     try:
         sqlalchemy.make_url(url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):
         return "(not a URL)"
     return printable(masked_url(url))
 

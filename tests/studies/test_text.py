@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from data.errors import UserError
@@ -47,6 +47,7 @@ def test_what_is_too_long_is_cut() -> None:
 
 
 @given(st.text(alphabet=st.characters(categories=["L", "N", "P", "S"]), min_size=4))
+@example("00@:")
 def test_no_part_of_a_password_in_a_url_is_shown_however_it_is_written(password: str) -> None:
     marked = f"SECRET{password}SECRET"
     url = f"postgresql://me:{marked}@host/database"

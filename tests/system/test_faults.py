@@ -385,7 +385,8 @@ def test_a_worker_that_is_asked_to_stop_does_not_wait_for_the_database(
         started = time.monotonic()
         output, _ = worker.communicate(timeout=60)
     assert worker.returncode == 143, output
-    assert time.monotonic() - started < 10
+    # On a busy machine; the patience would be ten minutes.
+    assert time.monotonic() - started < 30
     assert "a trial that was running is taken up again later" in output
 
 
