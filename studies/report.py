@@ -31,7 +31,7 @@ from studies.page import (
 )
 from studies.results import TrialRecord, readable_seconds, summarise, varied_values
 from studies.text import counted, readable_value, shortened
-from studies.timeline import runs_of
+from studies.timeline import runs_of, seconds_taken
 from studies.wording import which_pruner
 
 TOP = 10
@@ -156,9 +156,7 @@ def _top(found: Findings, _: Figures) -> str:
 
 
 def _took(item: TrialRecord, now: datetime) -> str:
-    return readable_seconds(
-        sum((run.ended - run.started).total_seconds() for run in runs_of(item, now))
-    )
+    return readable_seconds(seconds_taken(runs_of(item, now)))
 
 
 def _again(found: Findings) -> str:

@@ -141,6 +141,16 @@ def tables(text: str, section: str) -> list[list[str]]:
     ]
 
 
+@pytest.fixture
+def known(found: Found, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every model measures as this one, which takes no time."""
+
+    def measured(subject: Subject, *_: Any) -> Evaluation:
+        return replace(found.evaluation, subject=subject)
+
+    monkeypatch.setattr("search.run_evaluate.evaluate", measured)
+
+
 loaded = functools.cache(load)
 
 
@@ -529,13 +539,10 @@ def check_tables(
         assert f"%), image {index}\n" in shown["mistakes"]
 
 
+@pytest.mark.usefixtures("known")
 def test_two_models_of_one_folder_name_are_told_apart(
-    place: Place, found: Found, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def known(subject: Subject, *_: Any) -> Evaluation:
-        return replace(found.evaluation, subject=subject)
-
-    monkeypatch.setattr("search.run_evaluate.evaluate", known)
     for folder in ("old", "new"):
         shutil.copytree(place.best, tmp_path / folder / "best")
     monkeypatch.chdir(tmp_path / "old")
@@ -550,13 +557,10 @@ def test_two_models_of_one_folder_name_are_told_apart(
     assert curves == names * (len(CORRUPTIONS) + 1), "each has a line in each figure"
 
 
+@pytest.mark.usefixtures("known")
 def test_of_two_models_the_page_and_the_document_say_the_validation_fractions(
-    place: Place, found: Found, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    place: Place, tmp_path: Path
 ) -> None:
-    def known(subject: Subject, *_: Any) -> Evaluation:
-        return replace(found.evaluation, subject=subject)
-
-    monkeypatch.setattr("search.run_evaluate.evaluate", known)
     other = tmp_path / "other"
     shutil.copytree(place.best, other)
     description = json.loads((other / "trial.json").read_text())
@@ -589,18 +593,10 @@ def test_as_much_of_a_path_is_said_as_tells_models_apart(
     assert _names(models) == names
 
 
+@pytest.mark.usefixtures("known")
 def test_the_evaluation_of_a_study_can_be_seen_and_downloaded_in_the_dashboard(
-    place: Place,
-    dataset: Dataset,
-    found: Found,
-    browser: Browser,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+    place: Place, dataset: Dataset, found: Found, browser: Browser, tmp_path: Path
 ) -> None:
-    def known(subject: Subject, *_: Any) -> Evaluation:
-        return replace(found.evaluation, subject=subject)
-
-    monkeypatch.setattr("search.run_evaluate.evaluate", known)
     written = place.run("flowers", output=tmp_path).page.parent
     assert {file.name for file in written.iterdir()} == {"evaluation.html", "evaluation.json"}
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
