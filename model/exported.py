@@ -72,6 +72,12 @@ def load(directory: str | Path) -> Classifier:
         model.load_state_dict(weights)
         normalisation = Normalisation(**trial["data"]["normalisation"])
     except (FileNotFoundError, NotADirectoryError) as error:
+        several = sorted(file.parent for file in directory.glob(f"*/{TRIAL_FILE}"))
+        if several:
+            raise UserError(
+                f"{directory}: holds {len(several)} exported models; name one of them, as "
+                f"{several[0]}"
+            ) from error
         raise UserError(
             f"{directory}: not an exported model ({error.filename or error} is missing); "
             "make one with hpsearch export"

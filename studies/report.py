@@ -3,6 +3,7 @@ section, and the same in numbers."""
 
 import html
 import json
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def write_report(found: Findings, output: Path, numbers: Path | None = None) -> 
 def report_page(found: Findings) -> str:
     """The whole HTML file. Without a network it shows all that it has."""
     drawn: Figures = {}
-    body = [_head(found), *(part(found, drawn) for part in SECTIONS)]
+    body = [_head(found), *(part(found, drawn) for part in sections(found))]
     notes = {item.number: about(item, found.config) for item in found.records}
     return page(found.config.name, body, drawn, notes)
 
@@ -381,3 +382,10 @@ SECTIONS = (
     _reproduce,
 )
 """In the order of the page; each puts its figures into what it is given."""
+OF_A_SEARCH = (_best_so_far, _importance, _slices, _pair, _parallel_coordinates)
+"""Which say nothing of a few configurations that are trained again and again."""
+
+
+def sections(found: Findings) -> list[Callable[[Findings, Figures], str]]:
+    """Those of a study's report."""
+    return [part for part in SECTIONS if not (found.confirms and part in OF_A_SEARCH)]

@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -86,6 +87,14 @@ def test_a_folder_that_is_not_an_export_is_named(folder: Path) -> None:
     (folder / SUMS).unlink()
     with pytest.raises(UserError, match="best: not an exported model"):
         load(folder)
+
+
+def test_of_a_folder_of_several_models_one_is_to_be_named(folder: Path) -> None:
+    several = folder.parent / "best3"
+    for name in ("2-trial-5", "1-trial-9"):
+        shutil.copytree(folder, several / name)
+    with pytest.raises(UserError, match=r"best3: holds 2 exported models; .*best3/1-trial-9$"):
+        load(several)
 
 
 @pytest.mark.parametrize("missing", ["model.safetensors", "trial.json"])

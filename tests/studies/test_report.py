@@ -261,6 +261,13 @@ def test_a_confirming_study_is_not_to_be_confirmed(result: str | None) -> None:
     text = written(report_page(findings_of(opened)))
     assert "sampler, no pruner; as of" in text
     assert "hpsearch confirm" not in text
+    assert tuple(re.findall(r'<section id="([\w-]+)">', text)) == (
+        "top",
+        "learning-curves",
+        "timeline",
+        "cost",
+        "reproduce",
+    )
     assert "of the best trials of another study" in text
     assert ("on average trial 7 60.00% ± 1.00%, trial 8 50.00% ± 2.00%; confirmed" in text) == (
         result == "known"
