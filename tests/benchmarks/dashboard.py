@@ -26,7 +26,7 @@ from studies.storage import open_storage
 from studies.study import create_or_continue
 from tests.conftest import running_postgres
 from tests.system.conftest import running_browser
-from tests.system.test_dashboard import put_trials, serving
+from tests.system.served import put_trials, serving
 
 FIRST, OURS = "first figure", "our figures"
 

@@ -28,7 +28,7 @@ from studies.checkpoints import open_checkpoints
 from studies.config import load_study_file
 from studies.storage import open_storage
 from studies.study import create_or_continue
-from tests.system.test_dashboard import put_trials
+from tests.system.served import put_trials
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 from studies.results import rank
 from studies.shown import MOST_CURVES, MOST_RUNS, figure_rows
 from studies.study import OpenedStudy
-from tests.studies.test_report import (
+from tests.studies.kinds import (
     RATE,
     all_pruned_study,
     recorded_study,

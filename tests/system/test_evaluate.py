@@ -35,7 +35,7 @@ from studies.ownership import OwnedStorage
 from studies.storage import open_storage
 from studies.study import create_or_continue, open_study
 from tests.model.test_exported import list_digests
-from tests.system.test_dashboard import serving
+from tests.system.served import serving
 from tests.system.trained import EPOCHS, PARAMETERS, SECONDS, trained_study
 
 Hpsearch = Callable[..., subprocess.CompletedProcess[str]]

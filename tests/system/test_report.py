@@ -15,7 +15,7 @@ from studies.findings import Findings
 from studies.report import report_page
 from studies.storage import open_storage
 from tests.benchmarks.curves import SPACE
-from tests.studies.test_report import (
+from tests.studies.kinds import (
     HOSTILE,
     SECTIONS,
     all_pruned,
