@@ -32,8 +32,9 @@ from search.evaluation_page import MAPS, evaluation_page
 from search.export import any_device
 from search.pictures import below_each_other, colored_maps, png, rows_of
 from search.run_export import export_study
+from studies.artifacts import CONFIRMED, EXPORTED
 from studies.config import DEFAULT_OBJECTIVE
-from studies.export import CARD, add_evaluation
+from studies.export import CARD, add_evaluation, is_evaluation_of
 from studies.page import write_text
 from studies.study import OpenedStudy
 
@@ -58,8 +59,9 @@ def evaluate_models(
 ) -> Evaluated:
     """Run `hpsearch evaluate`: write `evaluation.html` and `evaluation.json` to a folder.
 
-    The model card of an exported folder is given the figures, too. A study by itself keeps all,
-    for the dashboard.
+    The model card of an exported folder is given the figures, too, also of the one that `run` or
+    `confirm` has written of a study. A study by itself keeps all, for the dashboard and for the
+    cards of later exports.
 
     Args:
         models: one or two, each an exported folder or a study.
@@ -99,6 +101,10 @@ def evaluate_models(
     for model, figures in zip(models, document["models"], strict=True):
         if isinstance(model, Path):
             _add_to_card(model, figures)
+        else:
+            for exported in (model.directory(root) / name for name in (EXPORTED, CONFIRMED)):
+                if is_evaluation_of(exported, figures):
+                    _add_to_card(exported, figures)
     return Evaluated(found, folder / "evaluation.html")
 
 

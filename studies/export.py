@@ -146,6 +146,22 @@ def add_evaluation(folder: Path, evaluation: Mapping[str, Any]) -> bool:
     return True
 
 
+def is_evaluation_of(folder: Path, evaluation: Mapping[str, Any]) -> bool:
+    """Whether an evaluation that a study keeps is of the model in an exported folder of the study.
+
+    Args:
+        evaluation: as for `add_evaluation`.
+    """
+    try:
+        description = json.loads((folder / "trial.json").read_text())
+        return all(
+            description[key] == evaluation[key]
+            for key in ("study", "trial", "trained_on", "parameters", "test_accuracy")
+        )
+    except (OSError, ValueError, KeyError):
+        return False
+
+
 def _write(output: Path, files: Mapping[str, bytes]) -> None:
     check_output(output)
     try:

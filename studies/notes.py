@@ -10,6 +10,9 @@ from studies.results import CONFIRMS, LOSSES, TrialRecord, record
 from studies.text import printable, shortened
 
 LONGEST_QUOTE = 500  # characters
+LONGEST_CURVE = 50
+"""Epochs, of longer ones every second and so on."""
+BARS = "▁▂▃▄▅▆▇█"
 
 
 def note_rows(trial_id: int, note: str) -> dict[str, Any]:
@@ -32,7 +35,12 @@ def trial_note(trial: FrozenTrial, config: StudyConfig, origin: str, end: str) -
     confirmed = trial.user_attrs.get(CONFIRMS)
     if isinstance(confirmed, int):
         origin = f"a retraining of trial {confirmed} of the search"
-    lines = [f"{origin[0].upper()}{origin[1:]}.", _ended(known, config, end), _ran(trial, known)]
+    lines = [
+        f"{origin[0].upper()}{origin[1:]}.",
+        _ended(known, config, end),
+        _curve(known),
+        _ran(trial, known),
+    ]
     return "\n\n".join(line for line in lines if line)
 
 
@@ -50,6 +58,21 @@ def _ended(known: TrialRecord, config: StudyConfig, end: str) -> str:
     if end == "pruned":
         why = f": the {config.pruner.name} pruner gave it up"
     return f"**{end.capitalize()}** after {done} of {epochs} epochs{why}; {reached}."
+
+
+def _curve(known: TrialRecord) -> str:
+    """The validation accuracy after each epoch as a row of bars, the lowest and the highest said.
+
+    The dashboard draws the curves of all trials on the study's page, and none on a trial's.
+    """
+    points = known.accuracies[:: max(-(-len(known.accuracies) // LONGEST_CURVE), 1)]
+    numbers = [point for point in points if math.isfinite(point)]
+    if len(numbers) < 2:
+        return ""
+    low, high = min(numbers), max(numbers)
+    steps = (len(BARS) - 1) / (high - low or 1.0)
+    bars = (BARS[round((point - low) * steps)] if math.isfinite(point) else " " for point in points)
+    return f"`{''.join(bars)}` ({low:.1%} to {high:.1%})"
 
 
 def _ran(trial: FrozenTrial, known: TrialRecord) -> str:

@@ -346,7 +346,7 @@ def ranked_records(opened: OpenedStudy) -> list[TrialRecord]:
     ranked = rank(opened.records)
     if not ranked:
         raise UserError(
-            f"study {opened.config.name!r}: no trial is complete yet, so there is nothing to export"
+            f"study {opened.config.name!r}: no trial is complete yet, so there is no model"
         )
     return ranked
 

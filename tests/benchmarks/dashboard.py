@@ -74,7 +74,12 @@ def look(browser: Browser, address: str) -> dict[str, float]:
     page.goto(address)
     expect(page.locator(".js-plotly-plot .plot-container").first).to_be_visible(timeout=60_000)
     first = time.perf_counter() - begun
-    for title in ("Best so far", "Learning curves of the best", "Workers: who ran what when"):
+    for title in (
+        "Best so far",
+        "Learning curves of the best",
+        "Importance of the parameters, pruned",
+        "Workers: who ran what when",
+    ):
         expect(page.get_by_text(title).first).to_be_visible(timeout=60_000)
     ours = time.perf_counter() - begun
     page.close()

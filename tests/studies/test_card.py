@@ -41,13 +41,20 @@ def test_the_front_matter_is_what_the_hub_reads() -> None:
     ]
 
 
-def test_of_cifar10_the_front_matter_names_the_hub_s_data_set() -> None:
-    data = {**DESCRIPTION["data"], "source": "cifar10-mini"}
+@pytest.mark.parametrize(
+    ("source", "measured_on"), [("cifar10", "uoft-cs/cifar10"), ("cifar10-mini", "image-folder")]
+)
+def test_of_cifar10_the_front_matter_names_the_hub_s_data_set(
+    source: str, measured_on: str
+) -> None:
+    data = {**DESCRIPTION["data"], "source": source}
     files = {"model.onnx": {"largest_difference": 1e-7, "images": 64, "preprocessing": True}}
     text = model_card({**DESCRIPTION, "data": data, "files": files}, "best")
     assert "on 64 training images its probabilities differ" in text
     found = front_matter(text)
     assert found["datasets"] == ["uoft-cs/cifar10"]
+    (result,) = found["model-index"][0]["results"]
+    assert (result["dataset"]["type"], result["dataset"]["name"]) == (measured_on, source)
     assert "onnx" in found["tags"]
 
 
@@ -60,12 +67,14 @@ def test_the_figures_of_an_evaluation_are_in_the_front_matter_and_the_text() -> 
     text = model_card(DESCRIPTION, "best", evaluation)
     found = front_matter(text)
     assert found["metrics"] == ["accuracy", "f1", "expected_calibration_error"]
-    (result,) = found["model-index"][0]["results"]
-    assert [(metric["type"], metric["value"]) for metric in result["metrics"]] == [
+    clean, worse = found["model-index"][0]["results"]
+    assert [(metric["type"], metric["value"]) for metric in clean["metrics"]] == [
         *(("accuracy", 0.7), ("accuracy", 0.72)),
-        *(("f1", 0.66), ("accuracy", 0.4), ("expected_calibration_error", 0.05)),
+        *(("f1", 0.66), ("expected_calibration_error", 0.05)),
     ]
-    assert len({metric["name"] for metric in result["metrics"]}) == 5
+    assert len({metric["name"] for metric in clean["metrics"]}) == 4
+    assert [(metric["type"], metric["value"]) for metric in worse["metrics"]] == [("accuracy", 0.4)]
+    assert worse["dataset"]["name"] == f"{clean['dataset']['name']}, made worse"
     for line in ("macro F1: the mean over the classes | 66.00% |", "calibration error | 5.00% |"):
         assert line in text
 

@@ -14,6 +14,7 @@ from studies.export import (
     Model,
     add_evaluation,
     check_output,
+    is_evaluation_of,
     replaced_by_export,
     several_name,
     write_export,
@@ -198,6 +199,25 @@ def test_a_place_that_cannot_be_written_is_named_beforehand(tmp_path: Path) -> N
         check_output(tmp_path / "file" / "best")
     check_output(tmp_path / "new" / "folder" / "best")
     assert [item.name for item in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({}, True),
+        ({"trial": 8}, False),
+        ({"study": "others"}, False),
+        ({"trained_on": "train+validation"}, False),
+        ({"test_accuracy": 0.6}, False),
+    ],
+)
+def test_an_evaluation_is_of_the_model_that_it_was_made_of(
+    tmp_path: Path, changes: dict[str, Any], same: bool
+) -> None:
+    description = {**DESCRIPTION, "trained_on": "train"}
+    write_export(tmp_path / "best", Model({"model.safetensors": WEIGHTS}, description))
+    assert is_evaluation_of(tmp_path / "best", {**description, **changes}) is same
+    assert not is_evaluation_of(tmp_path, description)
 
 
 def test_an_evaluation_goes_into_the_card_of_the_folder_unless_somebody_has_edited_it(

@@ -1,10 +1,12 @@
+import math
+
 import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 from optuna_dashboard import get_note
 
 from studies.config import load_study_file
-from studies.notes import note_rows, quoted, trial_note
+from studies.notes import BARS, note_rows, quoted, trial_note
 from studies.results import CONFIRMS, DEVICE, DIVERGED, ERROR, IMAGES_PER_SECOND, WORKER
 from tests.studies.trials import at
 
@@ -26,6 +28,7 @@ def test_a_note_says_what_the_trial_was_and_why_it_ended() -> None:
     assert trial_note(trial(0.1, 0.5, 0.4, 0.45, **ran), CONFIG, "suggested", "complete") == (
         "Suggested.\n\n"
         "**Complete** after 4 epochs: best validation accuracy **50.00%**, in epoch 2.\n\n"
+        "`▁█▆▇` (10.0% to 50.0%)\n\n"
         "Ran on `cpu`, by `host-1`, at 1,234 images/s."
     )
     pruned = trial_note(trial(0.1, 0.2), CONFIG, "suggested", "pruned")
@@ -38,6 +41,22 @@ def test_a_note_says_what_the_trial_was_and_why_it_ended() -> None:
     )
     retrained = trial_note(trial(0.1, **{CONFIRMS: 3}), CONFIG, "x", "complete")
     assert retrained.startswith("A retraining of trial 3 of the search.")
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "curve"),
+    [
+        ([0.5], None),
+        ([math.nan, 0.5], None),
+        ([0.5, 0.5], "`▁▁` (50.0% to 50.0%)"),
+        ([0.1, math.nan, 0.8], "`▁ █` (10.0% to 80.0%)"),
+        ([epoch / 100 for epoch in range(100)], f"`{'▁' * 4}"),
+    ],
+)
+def test_a_note_shows_the_trial_s_curve(accuracies: list[float], curve: str | None) -> None:
+    note = trial_note(trial(*accuracies), CONFIG, "suggested", "complete")
+    assert curve in note if curve else "▁" not in note
+    assert sum(note.count(bar) for bar in BARS) <= 50
 
 
 @pytest.mark.parametrize("text", ["a`<b>\n`b", "`" * 9, "\x1b[0m", "x" * 10_000, "![](http://x)"])

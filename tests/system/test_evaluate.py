@@ -16,6 +16,7 @@ import numpy
 import pytest
 import torch
 import yaml
+from optuna.trial import TrialState
 from PIL import Image
 from playwright.sync_api import Browser, Page
 
@@ -365,6 +366,14 @@ def test_what_is_no_model_is_said_in_a_line(place: Place, tmp_path: Path) -> Non
     create_or_continue(place.storage, parse_study(own, "the test"), "0" * 64, [])
     with pytest.raises(UserError, match="'own' runs 'mine:train': only models of"):
         place.run("own")
+    space = {"space": {"learning_rate": [0.1, 0.2]}, "budget": {"trials": 1}}
+    for name in ("waiting", "pruned"):
+        config = parse_study({"name": name, **space}, "the test")
+        opened, _ = create_or_continue(place.storage, config, "0" * 64, [{"learning_rate": 0.1}])
+        if name == "pruned":
+            opened.study.tell(opened.study.ask(), state=TrialState.PRUNED)
+        with pytest.raises(UserError, match=f"'{name}': no trial is complete yet, so there is no"):
+            place.run(name)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty: not an exported model"):
         place.run(tmp_path / "empty")
@@ -597,8 +606,14 @@ def test_as_much_of_a_path_is_said_as_tells_models_apart(
 def test_the_evaluation_of_a_study_can_be_seen_and_downloaded_in_the_dashboard(
     place: Place, dataset: Dataset, found: Found, browser: Browser, tmp_path: Path
 ) -> None:
-    written = place.run("flowers", output=tmp_path).page.parent
+    written = place.run("flowers", output=tmp_path / "evaluated").page.parent
     assert {file.name for file in written.iterdir()} == {"evaluation.html", "evaluation.json"}
+    export_study(open_study("flowers", place.storage), tmp_path / "later", place.root)
+    load(tmp_path / "later")  # Its digests are those of its files.
+    f1 = f"{found.evaluation.metrics.macro.f1:.2%}"
+    assert f"macro F1: the mean over the classes | {f1} |" in (
+        (tmp_path / "later" / "README.md").read_text()
+    )
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
     with serving(place.url, "--directory", str(place.root)) as address:
         page.goto(f"{address}/studies/1")
