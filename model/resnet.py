@@ -29,43 +29,16 @@ def convolution(
     )
 
 
-class Whitening(nn.Module):
-    """Normalised images to `FILTERS` channels of the same size: fixed filters and a trained bias.
-
-    The filters are drawn as a convolution's are until `fit`; they are weights like others, so that
-    a network that is loaded needs no images. Airbench has the bias trained for three epochs alone,
-    which saves time and no more; here it is always trained.
-
-    The sums are in fp32, also under autocast: where images vary least, the filters are large, and
-    the digits that bf16 lacks would be a sixth of their output. That is cheap, as there is no
-    backward pass but the bias's.
-    """
-
-    def __init__(self, layers: Layers) -> None:
-        super().__init__()
-        self.convolution = layers.convolution(3, FILTERS, SIZE, padding=SIZE // 2)
-        self.convolution.get_parameter("weight").requires_grad_(False)
-
-    @torch.no_grad()
-    def fit(self, images: Tensor, normalisation: Normalisation) -> None:
-        """Take the filters that whiten the patches of uint8 images of shape (N, 3, H, W)."""
-        filters = whitening_filters(images, normalisation)
-        self.convolution.get_parameter("weight").copy_(filters)
-
-    def forward(self, images: Tensor) -> Tensor:
-        with torch.autocast(images.device.type, enabled=False):
-            output: Tensor = self.convolution(images)
-        return output
-
-
 def make_stem(layers: Layers, stem: str, width: int) -> nn.Sequential:
     """Normalised images to `width` channels of the same size, 0 or more.
 
     Args:
-        stem: `convolution` is a 3x3 convolution; `whitening` has `Whitening` of 3x3 patches before
-            a 1x1 convolution, which sees as much of the image and does as little work (Page, 2019).
-            Airbench's 2x2 patches without padding would make 31x31 pixels of 32x32, and its 3x3
-            convolution of them takes four times as long.
+        stem: `convolution` is a 3x3 convolution. `whitening` has fixed filters of 3x3 patches (see
+            `whiten`) with a trained bias, and a 1x1 convolution of what they make, as in Page,
+            "How to Train Your ResNet 8: Bag of Tricks", 2019: it sees as much of the image.
+            Airbench (Jordan, 2024) has 2x2 patches without padding, which make 31x31 pixels of
+            32x32, and a 3x3 convolution: three times the work at width 64. It trains the bias for
+            three epochs alone, which only saves time; here it is always trained.
 
     Raises:
         ValueError: `stem` is none of `STEMS`.
@@ -73,8 +46,10 @@ def make_stem(layers: Layers, stem: str, width: int) -> nn.Sequential:
     if stem == "convolution":
         return nn.Sequential(convolution(layers, 3, width, 3), nn.ReLU(inplace=True))
     if stem == "whitening":
+        whitening = layers.convolution(3, FILTERS, SIZE, padding=SIZE // 2)
+        whitening.get_parameter("weight").requires_grad_(False)
         return nn.Sequential(
-            Whitening(layers),
+            whitening,
             nn.ReLU(inplace=True),
             convolution(layers, FILTERS, width, 1),
             nn.ReLU(inplace=True),
@@ -184,6 +159,15 @@ class ResNet(nn.Module):
 
 
 @torch.no_grad()
+def whiten(model: ResNet, images: Tensor, normalisation: Normalisation) -> None:
+    """Give a whitening stem the filters that whiten uint8 images of shape (N, 3, H, W).
+
+    After `initialize`. They are kept with the weights: who loads these needs no images.
+    """
+    model.stem.get_parameter("0.weight").copy_(whitening_filters(images, normalisation))
+
+
+@torch.no_grad()
 def initialize(model: ResNet, initialization: str) -> None:
     """Change the first weights from those of `torch.nn` to others.
 
@@ -201,7 +185,7 @@ def initialize(model: ResNet, initialization: str) -> None:
                 nn.init.zeros_(block.residual[-1].get_parameter("1.weight"))
     elif initialization == "dirac":
         for weight in model.parameters():
-            if weight.ndim == 4 and weight.requires_grad:
+            if weight.ndim == 4:
                 nn.init.dirac_(weight[: weight.shape[1]])
     elif initialization != "default":
         raise ValueError(
