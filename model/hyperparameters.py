@@ -45,6 +45,8 @@ class Hyperparameters:
     """18, 34 or 50."""
     width: int = 64
     """Channels of the first stage."""
+    stem: str = "convolution"
+    """convolution, or whitening: before it fixed filters that whiten the training images."""
     dropout: float = 0.0
     """Before the classifier."""
     layers: str = "torch"
@@ -63,12 +65,13 @@ class Hyperparameters:
         from data.mix import MIXINGS
         from model.layers import LAYERS
         from model.optimizers import OPTIMIZERS, SCHEDULES
-        from model.resnet import BLOCKS_PER_STAGE, INITIALIZATIONS, POOLINGS
+        from model.resnet import BLOCKS_PER_STAGE, INITIALIZATIONS, POOLINGS, STEMS
 
         _check_choice("optimizer", self.optimizer, OPTIMIZERS)
         _check_choice("schedule", self.schedule, SCHEDULES)
         _check_choice("mixing", self.mixing, MIXINGS)
         _check_choice("depth", self.depth, BLOCKS_PER_STAGE)
+        _check_choice("stem", self.stem, STEMS)
         _check_choice("layers", self.layers, LAYERS)
         _check_choice("pooling", self.pooling, POOLINGS)
         _check_choice("initialization", self.initialization, INITIALIZATIONS)

@@ -77,7 +77,7 @@ def make_optimizer(
     weight_decay: float,
     momentum: float = MOMENTUM,
 ) -> optim.Optimizer:
-    """An optimizer of all parameters, with weight decay of filters and matrices alone.
+    """An optimizer of all trained parameters, with weight decay of filters and matrices alone.
 
     Batch-norm parameters and biases, which are those of one dimension, have none: Goyal et al.,
     "Accurate, Large Minibatch SGD", 2017, section 5.1; He et al., "Bag of Tricks for Image
@@ -86,7 +86,7 @@ def make_optimizer(
     Args:
         momentum: of sgd and muon.
     """
-    parameters = list(model.parameters())
+    parameters = [one for one in model.parameters() if one.requires_grad]
     groups: list[dict[str, Any]] = [
         {"params": [one for one in parameters if one.ndim > 1]},
         {"params": [one for one in parameters if one.ndim <= 1], "weight_decay": 0.0},

@@ -18,7 +18,7 @@ from model.layers import LAYERS
 from model.memory import give_back, is_out_of_memory
 from model.optimizers import make_optimizer, make_scheduler
 from model.precision import autocast, compute_dtype, prepare_cuda
-from model.resnet import ResNet, initialize
+from model.resnet import ResNet, initialize, whiten
 from model.trial import Diverged, EpochResult, TrialContext
 
 STEPS_BETWEEN_CHECKS = 16
@@ -47,6 +47,7 @@ def build_model(hyperparameters: Hyperparameters, classes: int) -> ResNet:
         hyperparameters.pooling,
         hyperparameters.logit_scale,
         hyperparameters.batch_norm_momentum,
+        hyperparameters.stem,
     )
     initialize(model, hyperparameters.initialization)
     return model
@@ -103,6 +104,8 @@ class _Training:
             device.type, init_scale=FIRST_SCALE, enabled=self._dtype == torch.float16
         )
         model = build_model(hyperparameters, len(data.classes))
+        if hyperparameters.stem == "whitening":
+            whiten(model, data.train.images, data.normalisation)
         self._model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._optimizer = make_optimizer(
             hyperparameters.optimizer,

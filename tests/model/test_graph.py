@@ -27,7 +27,7 @@ def images(data_cache: Path) -> Tensor:
 def trained(data_cache: Path) -> Trained:
     """A network after a few steps, so that its classes are not all as likely."""
     torch.manual_seed(0)
-    hyperparameters = Hyperparameters(width=4)
+    hyperparameters = Hyperparameters(width=4, stem="whitening")
     network = build_model(hyperparameters, 10)
     optimizer = torch.optim.SGD(network.parameters(), 0.05, momentum=0.9)
     split = load_dataset("cifar10-mini", data_cache).train
@@ -58,7 +58,8 @@ def test_the_weights_are_written_bit_for_bit(trained: Trained, images: Tensor) -
 def test_each_graph_gives_the_network_s_probabilities_of_any_number_of_real_images(
     trained: Trained, images: Tensor, layers: str, preprocessing: bool
 ) -> None:
-    trained = replace(trained, hyperparameters=Hyperparameters(width=4, layers=layers))
+    chosen = replace(trained.hyperparameters, layers=layers)
+    trained = replace(trained, hyperparameters=chosen)
     files, differences = written(trained, frozenset(GRAPH_FILES), preprocessing, images)
     assert files.keys() == differences.keys() == {WEIGHTS_FILE, "model.onnx", "model.pt2"}
 
@@ -83,6 +84,6 @@ def test_each_graph_gives_the_network_s_probabilities_of_any_number_of_real_imag
 
 
 def test_a_file_that_computes_something_else_is_refused(trained: Trained, images: Tensor) -> None:
-    weights = {**trained.weights, "stem.0.0.weight": torch.full((4, 3, 3, 3), torch.nan)}
+    weights = {**trained.weights, "head.3.bias": torch.full((10,), torch.nan)}
     with pytest.raises(UserError, match=r"model\.safetensors: its probabilities differ .* by up"):
         written(replace(trained, weights=weights), frozenset(), False, images)

@@ -99,6 +99,13 @@ def test_every_parameter_is_trained(name: str) -> None:
         assert not torch.equal(parameter, before[parameter_name]), parameter_name
 
 
+def test_what_is_fixed_is_left_out() -> None:
+    model = small_network()
+    model[0].weight.requires_grad_(False)
+    groups = make_optimizer("sgd", model, 0.01, 0.1).param_groups
+    assert [len(group["params"]) for group in groups] == [1, 3]
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_an_optimizer_goes_on_from_its_saved_state(name: str) -> None:
     whole, first = small_network(), small_network()

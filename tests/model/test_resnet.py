@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from model.layers import LAYERS
-from model.resnet import Block, ResNet, initialize
+from model.resnet import STEMS, Block, ResNet, initialize
 
 
 def test_the_network_of_the_notebook_has_its_number_of_parameters() -> None:
@@ -16,11 +16,31 @@ def test_images_become_one_logit_a_class(depth: int, width: int, classes: int) -
     assert model(torch.randn(2, 3, 32, 32)).shape == (2, classes)
 
 
+@pytest.mark.parametrize("layers", LAYERS)
+@pytest.mark.parametrize("stem", STEMS)
+def test_each_stem_keeps_the_size(stem: str, layers: str) -> None:
+    features = ResNet(10, width=4, layers=LAYERS[layers], stem=stem).stem(torch.randn(2, 3, 32, 32))
+    assert features.shape == (2, 4, 32, 32)
+    assert features.min() == 0
+
+
+def test_another_stem_is_refused() -> None:
+    with pytest.raises(ValueError, match="stem must be one of convolution, whitening, but is 'pca"):
+        ResNet(10, stem="pca")
+
+
+@pytest.mark.parametrize("layers", LAYERS)
+def test_no_gradient_reaches_whitening_filters(layers: str) -> None:
+    model = ResNet(10, width=4, layers=LAYERS[layers], stem="whitening")
+    model(torch.randn(2, 3, 32, 32)).sum().backward()
+    without = {name for name, one in model.named_parameters() if one.grad is None}
+    assert without == {"stem.0.weight"}
+
+
 @pytest.mark.parametrize(("depth", "expansion"), [(18, 1), (34, 1), (50, 4)])
 def test_the_stages_halve_the_size_and_double_the_channels(depth: int, expansion: int) -> None:
     model = ResNet(10, depth, width=4)
     images = model.stem(torch.randn(2, 3, 32, 32))
-    assert images.shape == (2, 4, 32, 32)
     for channels, size, stage in zip((4, 8, 16, 32), (32, 16, 8, 4), model.stages, strict=True):
         images = stage(images)
         assert images.shape == (2, channels * expansion, size, size)

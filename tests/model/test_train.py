@@ -17,6 +17,7 @@ from model.precision import compute_dtype
 from model.resnet import BLOCKS_PER_STAGE, ResNet
 from model.train import _Training, build_model, mixed_loss, train
 from model.trial import Diverged, EpochResult, TrialContext
+from model.whitening import whitening_filters
 
 SMALL = {"width": 4, "batch_size": 64, "optimizer": "sgd", "learning_rate": 0.05}
 
@@ -78,7 +79,7 @@ EVERYTHING = {
     **{"momentum": 0.6, "weight_decay": 5e-4, "label_smoothing": 0.1, "ema": 0.99},
     **{"augmentation": "alternating-flip+crop2+trivial+cutout", "color_jitter": True},
     **{"mixing": "cutmix", "dropout": 0.3, "pooling": "average", "logit_scale": 0.125},
-    **{"initialization": "dirac", "batch_norm_momentum": 0.4},
+    **{"initialization": "dirac", "batch_norm_momentum": 0.4, "stem": "whitening"},
 }
 
 
@@ -101,6 +102,17 @@ def test_the_seed_decides_everything(
         assert one.training_loss == two.training_loss != three.training_loss
         for name, tensor in one.weights.items():
             assert torch.equal(tensor, two.weights[name]), name
+
+
+def test_whitening_filters_are_of_the_training_images_and_stay_as_they_are(
+    context: TrialContext,
+) -> None:
+    first, last = run(context, **EVERYTHING)
+    expected = whitening_filters(context.data.train.images, context.data.normalisation)
+    for result in (first, last):
+        assert torch.equal(result.weights["stem.0.weight"], expected)
+    biases = [result.weights["stem.0.bias"] for result in (first, last)]
+    assert not torch.equal(*biases), "which are trained"
 
 
 def test_the_average_of_the_weights_is_what_is_evaluated_and_kept(
@@ -400,6 +412,7 @@ def test_the_defaults_are_the_notebook_s_configuration() -> None:
         ({"schedule": "cosine"}, "schedule must be one of constant, one-cycle, .* is 'cosine'"),
         ({"augmentation": "flip+crop3"}, "augmentation must be one of none, flip, .* 'flip.crop3'"),
         ({"mixing": "mix"}, "mixing must be one of none, mixup, cutmix, but is 'mix'"),
+        ({"stem": "pca"}, "stem must be one of convolution, whitening, but is 'pca'"),
         ({"pooling": "mean"}, "pooling must be one of max, average, but is 'mean'"),
         ({"initialization": "zero"}, "initialization must be one of default, .* but is 'zero'"),
         ({"momentum": 1.0}, "momentum must be from 0 to below 1, but is 1"),
@@ -444,14 +457,14 @@ def test_a_compiled_network_trains_as_well(
     monkeypatch.setitem(BLOCKS_PER_STAGE, 18, (1,))
     few = replace(context.data, train=context.data.train.select(torch.arange(64)))
     context = replace(context, data=few)
-    plain, _ = run(context, pooling="average")
+    plain, _ = run(context, pooling="average", stem="whitening")
     graphs = _graphs()
-    compiled, _ = run(replace(context, compile=True), pooling="average")
+    compiled, _ = run(replace(context, compile=True), pooling="average", stem="whitening")
     assert compiled.training_loss == pytest.approx(plain.training_loss, rel=1e-3)
     assert compiled.weights.keys() == plain.weights.keys()
     assert _said(caplog) == []
     assert _graphs() == graphs + 1, "both epochs use one"
-    again, _ = run(replace(context, compile=True), pooling="average")
+    again, _ = run(replace(context, compile=True), pooling="average", stem="whitening")
     assert _graphs() == graphs + 1, "the next trial uses what this one has compiled"
     for name, tensor in again.weights.items():
         assert torch.equal(tensor, compiled.weights[name]), name

@@ -18,6 +18,7 @@ PARAMETERS = {
     "learning_rate": 0.01,
     "schedule": "one-cycle",
     "augmentation": "alternating-flip",
+    "stem": "whitening",
 }
 
 
