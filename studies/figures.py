@@ -7,7 +7,7 @@ knows of the trial.
 import html
 import math
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import plotly.graph_objects as go
@@ -40,6 +40,9 @@ LANE = 26  # pixels
 FEW_LANES = 30
 """Each of which has its name beside it; of more, which are narrow, every second."""
 NARROW_LANE = 9  # pixels
+RIM = 0.5  # pixels
+SHORT_RUN = 1 / 200
+"""Of the time that is drawn: a run of a few pixels, of which a rim would take too much."""
 
 
 def best_so_far(steps: Sequence[Step], over: str, baseline: TrialRecord | None) -> go.Figure:
@@ -188,22 +191,30 @@ def importance_bars(importances: Mapping[str, float]) -> go.Figure:
 
 
 def timeline_bars(shown: Sequence[ShownRun]) -> go.Figure:
-    """Who ran what when: a line a worker, a bar a run."""
+    """Who ran what when: a line a worker, a bar a run, of which there is at least one."""
     workers = list(dict.fromkeys(entry.run.worker or UNKNOWN for entry in shown))
     lane = LANE if len(workers) <= FEW_LANES else NARROW_LANE
     height = 110 + lane * len(workers)
     figure = new_figure("UTC", None, height=height, percent=False)
+    bounds = [at for entry in shown for at in (entry.run.started, entry.run.ended)]
+    short = SHORT_RUN * (max(bounds) - min(bounds))
     for end in dict.fromkeys(entry.end for entry in shown):
         mine = [entry for entry in shown if entry.end == end]
         figure.add_bar(
             y=[_worker(entry) for entry in mine],
             base=[_time(entry.run.started) for entry in mine],
-            x=[round(1000 * _seconds(entry)) for entry in mine],
+            x=[round(_took(entry) / timedelta(milliseconds=1)) for entry in mine],
             customdata=[entry.trial for entry in mine],
             name=end,
             showlegend=end != "lost",  # The cross at its end says so.
             orientation="h",
-            marker={"color": COLORS[end], "line": {"width": 0.5, "color": "white"}},
+            marker={
+                "color": COLORS[end],
+                "line": {
+                    "width": [RIM * (_took(entry) > short) for entry in mine],
+                    "color": "white",
+                },
+            },
             opacity=0.9,
             hovertemplate=f"trial %{{customdata}} ({end}), from %{{base|%H:%M:%S}}<extra></extra>",
         )
@@ -260,12 +271,12 @@ def _worker(entry: ShownRun) -> str:
     return html.escape(entry.run.worker or UNKNOWN)
 
 
-def _seconds(entry: ShownRun) -> float:
-    return (entry.run.ended - entry.run.started).total_seconds()
+def _took(entry: ShownRun) -> timedelta:
+    return entry.run.ended - entry.run.started
 
 
 def _time(at: datetime) -> str:
-    return at.isoformat(timespec="seconds")
+    return at.isoformat(timespec="milliseconds")
 
 
 def with_room(figure: go.Figure) -> go.Figure:

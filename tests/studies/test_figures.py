@@ -1,6 +1,6 @@
 import math
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -18,7 +18,7 @@ from studies.figures import (
 from studies.page import LONGEST_LABEL, short_name
 from studies.space_figures import pair, parallel_coordinates, parameter_slice
 from studies.timeline import timeline
-from tests.studies.trials import CONFIG, NOW, SMALL, START, trial
+from tests.studies.trials import CONFIG, NOW, SMALL, START, run, trial
 
 BEST, BASELINE = SMALL[2], SMALL[0]
 
@@ -236,8 +236,38 @@ def test_the_timeline_has_a_bar_for_each_run_and_marks_what_was_lost_and_resumed
         (5, "host-1", "running"): (900, 100),
     }
     lost, resumed = (traces(figure)[name] for name in ("worker lost", "resumed"))
-    assert points(lost) == [(2, (START + timedelta(seconds=70)).isoformat(), "host-2")]
-    assert points(resumed) == [(2, (START + timedelta(seconds=100)).isoformat(), "host-3")]
+    assert points(lost) == [(2, "2026-01-01T12:01:10.000", "host-2")]
+    assert points(resumed) == [(2, "2026-01-01T12:01:40.000", "host-3")]
+
+
+def test_a_pause_in_the_timeline_is_as_long_as_it_was() -> None:
+    lost = run("host-1", 0.984, 2.334, 0, 1, lost=True)
+    resumed = trial(
+        0, "complete", 0.5, begin=2.35, seconds=0.5, epochs_before=1, earlier_runs=(lost,)
+    )
+    shown = traces(timeline_bars(timeline([resumed], NOW)))
+    times = {name: (list(shown[name].base), list(shown[name].x)) for name in ("lost", "complete")}
+    assert times == {
+        "lost": (["2026-01-01T12:00:00.984"], [1350]),
+        "complete": (["2026-01-01T12:00:02.350"], [500]),
+    }
+    assert points(shown["worker lost"]) == [(0, "2026-01-01T12:00:02.334", "host-1")]
+    assert points(shown["resumed"]) == [(0, "2026-01-01T12:00:02.350", "host-1")]
+
+
+def test_a_rim_keeps_long_runs_apart_and_takes_nothing_from_short_ones() -> None:
+    """A day of a thousand runs that follow one another, after one that took a day."""
+    day, count = 24 * 3600.0, 1000
+    first = trial(0, "complete", 0.5, seconds=day)
+    later = [
+        trial(1 + index, "complete", 0.5, begin=day * (1 + index / count), seconds=day / count)
+        for index in range(count)
+    ]
+    (bars,) = timeline_bars(timeline([first, *later], NOW)).data
+    assert list(bars.marker.line.width) == [0.5] + [0] * count
+    few = [trial(n, "complete", 0.5, begin=10 * n, seconds=10) for n in range(100)]
+    (bars,) = timeline_bars(timeline(few, NOW)).data
+    assert list(bars.marker.line.width) == [0.5] * 100
 
 
 def test_one_value_alone_is_shown_near_to_it() -> None:
