@@ -81,11 +81,17 @@ def section(name: str, title: str, look: str, content: str) -> str:
     )
 
 
-def place(figures: Figures, name: str, figure: go.Figure, wide: bool = False) -> str:
-    """Put a figure into the page; a wide one is scrolled sideways on a phone."""
+def place(figures: Figures, name: str, figure: go.Figure, least: int = 0) -> str:
+    """Put a figure into the page.
+
+    Args:
+        least: pixels that it is wide at least; where there are fewer, it is scrolled sideways.
+    """
     figures[name] = figure
     box = f'<div id="{name}" style="height:{figure.layout.height}px"></div>'
-    return f'<div class="scrolls"><div class="wide">{box}</div></div>' if wide else box
+    return (
+        f'<div class="scrolls"><div style="min-width:{least}px">{box}</div></div>' if least else box
+    )
 
 
 def tiles(shown: Sequence[tuple[str, str]]) -> str:

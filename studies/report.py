@@ -43,6 +43,9 @@ FEW_TRIALS = 100
 FEW_WORKERS = 12
 """Whose times are shown without being asked for."""
 LONGEST_REASON = 100  # characters, in a hover text
+AXIS_WIDTH = 100  # pixels from one parallel coordinate to the next, which a choice's name fits in
+BESIDE_AXES = 180  # pixels: margins, and the scale of colours
+TIMELINE_WIDTH = 700  # pixels
 
 
 def write_report(found: Findings, output: Path, numbers: Path | None = None) -> None:
@@ -262,7 +265,8 @@ def _parallel_coordinates(found: Findings, drawn: Figures) -> str:
     content, names = "No trial is complete or pruned yet, or no parameter varies.", found.varied
     if names and with_result(found.records, found.config, names[:MOST_DRAWN]):
         figure = space_figures.parallel_coordinates(found.records, found.config, names[:MOST_DRAWN])
-        content = place(drawn, "parallel", figure, wide=True)
+        least = AXIS_WIDTH * (len(figure.data[0].dimensions) - 1) + BESIDE_AXES
+        content = place(drawn, "parallel", figure, least)
     return section(
         "parallel-coordinates",
         f"Parallel coordinates of {_which_varied(found)}",
@@ -295,7 +299,7 @@ def _timeline(found: Findings, drawn: Figures) -> str:
             f"<p>Workers that were lost: {again.workers_lost}; trials that were taken up again: "
             f"{again.trials_taken_up_again}.</p>"
         )
-        content = place(drawn, "runs", figures.timeline_bars(found.runs), wide=True)
+        content = place(drawn, "runs", figures.timeline_bars(found.runs), TIMELINE_WIDTH)
         content += counts + times
     return section(
         "timeline",

@@ -26,6 +26,8 @@ MARKS: Mapping[str, Mapping[str, Any]] = {
     "best": {"size": 16, "symbol": "star", "line": {"width": 1.5, "color": BEST}},
 }
 """Of trials on a coloured surface."""
+LINES = ((0.0, "#7B61C4"), (0.5, "#CC79A7"), (1.0, BEST))
+"""A scale of colours that are seen on white and on black, as the ends of Viridis are not."""
 FEW_TICKS = 6
 """At a logarithmic axis."""
 
@@ -206,7 +208,7 @@ def parallel_coordinates(
                 "color": results,
                 "cmin": least,
                 "cmax": most,
-                "colorscale": "Viridis",
+                "colorscale": LINES,
                 "showscale": True,
                 "colorbar": {"thickness": 12, **ticks},
             },

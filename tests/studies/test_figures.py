@@ -213,6 +213,21 @@ def test_parallel_coordinates_have_a_line_for_each_trial_with_a_result() -> None
     assert list(rate.ticktext) == ["0.001", "0.01", "0.1", "1"]
 
 
+@pytest.mark.parametrize("page", ["#ffffff", "#16181c"])
+def test_the_lines_of_all_trials_are_seen_on_light_pages_and_on_dark_ones(page: str) -> None:
+    (lines,) = parallel_coordinates(SMALL, CONFIG, ["rate", "optimizer"]).data
+    for _, color in lines.line.colorscale:
+        bright, dark = sorted((luminance(page), luminance(color)), reverse=True)
+        assert (bright + 0.05) / (dark + 0.05) > 2, color
+
+
+def luminance(color: str) -> float:
+    """As WCAG 2 defines it, from 0 to 1."""
+    shares = (int(color[at : at + 2], 16) / 255 for at in (1, 3, 5))
+    linear = [s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in shares]
+    return sum(w * s for w, s in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
 def test_the_timeline_has_a_bar_for_each_run_and_marks_what_was_lost_and_resumed() -> None:
     figure = timeline_bars(timeline(SMALL, NOW))
     bars = {
