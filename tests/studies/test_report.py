@@ -15,8 +15,9 @@ from optuna.importance import PedAnovaImportanceEvaluator
 from data.errors import UserError
 from studies.config import parse_study
 from studies.confirmation import CONFIRMATION, SEARCHED
-from studies.findings import as_document
+from studies.findings import as_document, findings
 from studies.report import report_page, write_report
+from studies.study import OpenedStudy
 from tests.benchmarks.curves import read_table
 from tests.studies.kinds import (
     HOSTILE,
@@ -33,7 +34,7 @@ from tests.studies.kinds import (
     study_of_25_parameters,
     without_numbers,
 )
-from tests.studies.trials import findings_of, found, study_of
+from tests.studies.trials import CONFIG, NOW, SMALL, findings_of, found, study_of
 
 EDGES = (
     *(one_trial, none_finished, none_begun, all_pruned, grid_of_one_parameter, without_numbers),
@@ -43,6 +44,15 @@ EDGES = (
 def written(text: str) -> str:
     """The page without its figures and scripts."""
     return text.split('<script type="application/json"')[0]
+
+
+def cells_of(text: str, section: str) -> list[list[str]]:
+    """Of each row of the section's table, that with the names too."""
+    part = text.split(f'<section id="{section}">')[1].split("</section>")[0]
+    return [
+        [html.unescape(cell) for cell in re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row)]
+        for row in part.split("<tr>")[1:]
+    ]
 
 
 @pytest.mark.parametrize("study", EDGES)
@@ -111,11 +121,7 @@ def test_a_thousand_trials_are_small_and_quick() -> None:
 
 
 def test_the_table_has_the_ten_best_with_their_parameters() -> None:
-    report = recorded(300)
-    (table,) = re.findall(
-        r'<section id="top">.*?(<table>.*?</table>)', report_page(report), re.DOTALL
-    )
-    cells = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in table.split("<tr>")[2:]]
+    header, *cells = cells_of(report_page(recorded(300)), "top")
     rows = read_table()[1]
     complete = sorted(
         range(0, 300, 2), key=lambda number: (-max(rows[number]["accuracies"]), number)
@@ -124,7 +130,6 @@ def test_the_table_has_the_ten_best_with_their_parameters() -> None:
     assert [row[1] for row in cells] == [
         f"{max(rows[number]['accuracies']):.2%}" for number in complete[:10]
     ]
-    header = re.findall(r"<th[^>]*>(.*?)</th>", table)
     place = header.index("optimizer")
     assert [row[place] for row in cells] == [
         rows[number]["parameters"]["optimizer"] for number in complete[:10]
@@ -181,8 +186,7 @@ def test_a_confirming_study_is_not_to_be_confirmed(result: str | None) -> None:
 
 def test_what_it_cost_is_said_in_epochs_and_hours() -> None:
     report = recorded(300)
-    (section,) = re.findall(r'<section id="cost">(.*?)</section>', report_page(report), re.DOTALL)
-    said = dict(re.findall(r"<tr><td[^>]*>(.*?)</td><td>(.*?)</td></tr>", html.unescape(section)))
+    said = dict(cells_of(report_page(report), "cost"))
     lengths = [len(item.accuracies) for item in report.records]
     saved = sum(10 - length for length in lengths[1::2])
     assert said["epochs trained"] == f"{sum(lengths):,}"
@@ -191,6 +195,45 @@ def test_what_it_cost_is_said_in_epochs_and_hours() -> None:
     assert said["CPU hours saved by pruning, at each trial's own speed"] == (
         f"{10 * saved / 3600:.2f}"
     )
+
+
+def test_times_and_what_was_gained_are_those_of_a_small_study(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """See `SMALL`: trial 0 is the notebook's configuration, trial 2 the best."""
+    opened = study_of(CONFIG.model_dump(), [])
+    monkeypatch.setattr(OpenedStudy, "records_of", lambda *_: SMALL)
+    text = report_page(findings(opened, SMALL[0], NOW))
+
+    tiles = re.findall(r'<div class="tile"><b>(.*?)</b><span>(.*?)</span>', html.unescape(text))
+    assert ("+30.00", "points above the notebook's 40.00%") in tiles
+
+    figure = data_of(text)["figures"]["best-over-time"]
+    assert figure["layout"]["xaxis"]["title"]["text"] == "seconds of wall time"
+    drawn = [(trace["name"], trace["x"], trace["y"]) for trace in figure["data"]]
+    assert drawn == [
+        ("complete trial", [40, 130], [0.4, 0.7]),
+        ("best so far", [40, 65, 75, 130], [0.4, 0.4, 0.4, 0.7]),
+        ("the notebook's (trial 0)", [0, 130], [0.4, 0.4]),
+    ]
+
+    assert [row[:3] for row in cells_of(text, "top")] == [
+        ["trial", "validation", "time"],
+        ["2", "70.00%", "50 s"],
+        ["0", "40.00%", "40 s"],
+    ]
+    assert cells_of(text, "timeline") == [
+        ["worker", "from (UTC)", "to", "runs", "resumed", "lost", "busy", "idle"],
+        ["host-1", "01-01 12:00:00", "01-01 12:16:40", "4", "0", "0", "2 min", "14 min"],
+        ["host-2", "01-01 12:00:10", "01-01 12:01:10", "2", "0", "1", "40 s", "20 s"],
+        ["host-3", "01-01 12:01:40", "01-01 12:02:10", "1", "1", "0", "30 s", "0 s"],
+    ]
+    # Of 13 epochs and 220 seconds; two workers were idle for 850 and 20.
+    said = dict(cells_of(text, "cost"))
+    assert said["epochs trained"] == "13"
+    assert said["of these again, since the state of a run was lost"] == "1"
+    assert said["CPU hours spent on trials"] == "0.06"
+    assert said["CPU hours that workers were idle between trials"] == "0.24 (80%)"
 
 
 @pytest.mark.parametrize(
