@@ -439,12 +439,12 @@ def test_an_export_and_a_study_side_by_side(
     assert line.endswith("; other-evaluation/evaluation.html")
 
     card = yaml.safe_load((tmp_path / "other" / "README.md").read_text().split("---\n")[1])
-    clean, worse = (
+    clean, made_worse = (
         [metric["value"] for metric in result["metrics"]]
         for result in card["model-index"][0]["results"]
     )
     assert clean[2:] == [first["macro"]["f1"], first["calibration"]["error"]]
-    assert worse == [first["mean_accuracy_corrupted"]]
+    assert made_worse == [first["mean_accuracy_corrupted"]]
 
     page = opened(browser, output / "evaluation.html", DESKTOP)
     page.screenshot(path=tmp_path / "evaluation.png", full_page=True)
