@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from model.hyperparameters import REFERENCE
 from studies import open_study
 from tests.tour import DIGEST, FILE, code_digest
 
@@ -61,6 +62,15 @@ def test_its_code_searches_looks_exports_predicts_and_evaluates(
 
 def test_what_it_shows_is_of_the_code_that_it_has() -> None:
     assert NOTEBOOK["metadata"][DIGEST] == code_digest(NOTEBOOK), "python -m tests.tour"
+
+
+def test_what_it_shows_is_of_the_reference_that_ships() -> None:
+    (lines,) = (stored(cell) for cell in CODE if "rank(study.records)" in "".join(cell["source"]))
+    (shown,) = re.findall(r"^trial 1: .*", lines, re.MULTILINE)
+    settings = dict(item.split(" ") for item in shown.split("   ")[1].split(", "))
+    known = {name: str(value) for name, value in REFERENCE.items() if name in settings}
+    assert settings == settings | known, "python -m tests.tour"
+    assert len(known) > 5
 
 
 def test_what_it_shows_is_of_a_run_from_its_first_cell_to_its_last_and_small() -> None:
