@@ -20,8 +20,10 @@ import pytest
 import sqlalchemy
 import torch
 from PIL import Image
+from typer.testing import CliRunner, Result
 
 from data.dataset import load_dataset
+from search.cli import app
 from studies.database import DatabaseStorage
 from tests.s3 import new_bucket, s3_server
 
@@ -196,13 +198,23 @@ def hpsearch(tmp_path: Path) -> Hpsearch:
     return partial(run_hpsearch, tmp_path)
 
 
+def invoke(*arguments: object) -> Result:
+    """The command in this process, which takes less time; without what it does to all logging.
+
+    What `main` would say in a line is the result's `exception`.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("search.cli._log_to_terminal", lambda *_: None)
+        return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
 @pytest.fixture
-def status(hpsearch: Hpsearch) -> Callable[..., dict[str, Any]]:
+def status() -> Callable[..., dict[str, Any]]:
     """The JSON of `hpsearch status STUDY`."""
 
     def read(study: str, url: str, top: int = 100) -> dict[str, Any]:
-        result = hpsearch("status", study, "--json", "--top", top, HPSEARCH_STORAGE=url)
-        assert result.returncode == 0, result.stderr
+        result = invoke("status", study, "--json", "--top", top, "--storage", url)
+        assert result.exit_code == 0, result.exception
         document: dict[str, Any] = json.loads(result.stdout)
         return document
 

@@ -8,10 +8,13 @@ from typing import Any
 import optuna
 import pytest
 from PIL import Image
+from typer.testing import Result
 
+from data.errors import UserError
 from search.warm import earlier_trials
 from studies.storage import open_storage
 from studies.study import open_study
+from tests.conftest import invoke
 
 Hpsearch = Callable[..., subprocess.CompletedProcess[str]]
 Status = Callable[..., dict[str, Any]]
@@ -65,8 +68,13 @@ def url(tmp_path: Path) -> str:
 
 
 def test_a_study_starts_from_the_best_of_an_earlier_one_and_then_needs_it_no_more(
-    hpsearch: Hpsearch, status: Status, url: str
+    hpsearch: Hpsearch,
+    status: Status,
+    url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     run = ("--workers", 1, "--storage", url)
     first = hpsearch("run", "old.toml", *run)
     assert first.returncode == 0, first.stderr
@@ -101,22 +109,26 @@ def test_a_study_starts_from_the_best_of_an_earlier_one_and_then_needs_it_no_mor
     refused = hpsearch("run", "new.toml", "--warm-start", "quickstart", *run)
     assert refused.returncode == 2
     assert "sampler.warm_start: the study has old, given is quickstart" in refused.stderr
-    refused = hpsearch("worker", "new", "--warm-start", "quickstart", "--storage", url)
-    assert refused.returncode == 2
-    assert "starts from the 3 best of study 'old': leave --warm-start quickstart" in refused.stderr
+    result = invoke("worker", "new", "--warm-start", "quickstart", "--storage", url)
+    assert "starts from the 3 best of study 'old': leave --warm-start quickstart" in said(result)
 
 
-def test_what_cannot_be_started_from_is_said_in_one_line(hpsearch: Hpsearch, url: str) -> None:
-    for other, said in (
-        ("absent", "hpsearch: no study 'absent' in this storage; there: none"),
-        (
-            "new.toml",
-            "hpsearch: new.toml: sampler.warm_start: a study cannot start from itself; rename it",
-        ),
-        ("absent.toml", "hpsearch: study file 'absent.toml': No such file or directory"),
+def said(result: Result) -> str:
+    """In a line, with exit code 2."""
+    assert isinstance(result.exception, UserError)
+    (line,) = str(result.exception).splitlines()
+    return line
+
+
+def test_what_cannot_be_started_from_is_said_in_one_line(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for other, why in (
+        ("absent", "no study 'absent' in this storage; there: none"),
+        ("new.toml", "new.toml: sampler.warm_start: a study cannot start from itself; rename it"),
+        ("absent.toml", "study file 'absent.toml': No such file or directory"),
     ):
         for command in ("run", "worker"):
-            result = hpsearch(command, "new.toml", "--warm-start", other, "--storage", url)
-            assert result.returncode == 2
-            assert len(result.stderr.splitlines()) == 1
-            assert result.stderr.startswith(said)
+            result = invoke(command, "new.toml", "--warm-start", other, "--storage", url)
+            assert said(result).startswith(why)
