@@ -1,6 +1,13 @@
+import json
 import logging
+import re
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
+from urllib.request import Request, urlopen
 
 import pytest
 import torch
@@ -67,6 +74,37 @@ def test_a_trial_s_curves_its_graph_its_images_and_parameters_are_there(
     parameters = found.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     for name in PARAMETERS:
         assert name.encode() in parameters
+
+
+def test_the_hparams_page_that_tensorboard_serves_has_the_trial(tmp_path: Path) -> None:
+    log = TrialLog(tmp_path, 3, {"x": 0.25}, is_resnet=False)
+    log.begin(cast(TrialContext, None), 0)  # Which is for the pictures of a ResNet's trial.
+    log.epoch(EpochResult(1, 0.5, 1.0, 100.0, {}))
+    log.end(0.5)
+    command = (Path(sys.executable).with_name("tensorboard"), "--logdir", tmp_path, "--port", "0")
+    asked = {"sliceSize": 10, "allowedStatuses": ["STATUS_SUCCESS"]}
+    groups: list[Any] = []
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr is not None
+        try:
+            said = (re.search(r"at (http://\S+/) ", line) for line in server.stderr)
+            address = next(match[1] for match in said if match)
+            question = Request(
+                f"{address}data/plugin/hparams/session_groups",
+                json.dumps(asked).encode(),
+                {"Content-Type": "application/json"},
+            )
+            latest = time.monotonic() + 20
+            while not groups and time.monotonic() < latest:
+                time.sleep(0.1)
+                with urlopen(question, timeout=30) as answer:
+                    groups = json.load(answer).get("sessionGroups", [])
+        finally:
+            server.terminate()
+    (group,) = groups
+    assert group["hparams"] == {"x": 0.25}
+    (values,) = [item["value"] for item in group["metricValues"]]
+    assert values == 0.5
 
 
 def test_the_pictured_images_are_augmented_as_in_the_first_epoch(context: TrialContext) -> None:

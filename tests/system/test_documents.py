@@ -37,7 +37,7 @@ NOT_RUN_HERE = {
     "make ": "a search, and this suite; that it has the targets is tested in test_readme",
     "apt-get ": "is Debian's",
     "ssh ": "needs a second machine",
-    "tensorboard ": "is TensorBoard's; what it reads is read in tests/search/test_tensorboard.py",
+    "tensorboard ": "is run in tests/search/test_tensorboard.py, on a trial's events",
     "cp .env.example ": "of Docker, as the next",
     "docker compose ": "needs Docker; tests/system/test_compose.py reads the files",
     "hpsearch run cifar10 --engine ray ": "tests/system/test_ray.py, on a Ray of its own",
