@@ -13,6 +13,7 @@ import sqlalchemy
 from optuna.distributions import distribution_to_json
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
+from playwright.sync_api import Page
 
 from search.space import make_space
 from studies.notes import note_rows
@@ -36,6 +37,19 @@ def serving(url: str, *arguments: str) -> Iterator[str]:
     finally:
         server.terminate()
         server.wait(10)
+
+
+def wait_for_figures(page: Page) -> None:
+    """Until the page of a study shows the figures that need its trials, and ours."""
+    for name in (
+        "graph-timeline",
+        "graph-intermediate-values",
+        "user-defined-plot:best-so-far",
+        "user-defined-plot:learning-curves",
+        "user-defined-plot:importance",
+        "user-defined-plot:workers",
+    ):
+        page.locator(f'[id="{name}"] .plot-container').wait_for(timeout=60_000)
 
 
 def put_trials(url: str, opened: OpenedStudy, count: int) -> None:
