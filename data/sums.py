@@ -35,7 +35,7 @@ def check_sums(folder: Path, needed: frozenset[str]) -> None:
     for name in sorted(listed.keys() - EDITED):
         if not (folder / name).exists():
             raise ValueError(f"{name} is missing")
-        if _digest(folder / name) != listed[name]:
+        if digest(folder / name) != listed[name]:
             raise ValueError(f"the digest of {name} is not the one in {SUMS}")
 
 
@@ -47,9 +47,10 @@ def _listed(folder: Path) -> Iterator[tuple[str, str]]:
         yield match[2], match[1]
 
 
-def _digest(file: Path) -> str:
-    digest = sha256()
+def digest(file: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal digits."""
+    found = sha256()
     with file.open("rb") as opened:
         while chunk := opened.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+            found.update(chunk)
+    return found.hexdigest()

@@ -75,8 +75,7 @@ def load(directory: str | Path) -> Classifier:
         several = sorted(file.parent for file in directory.glob(f"*/{TRIAL_FILE}"))
         if several:
             raise UserError(
-                f"{directory}: holds {len(several)} exported models; name one of them, as "
-                f"{several[0]}"
+                f"{directory}: exported models are in folders of it; name one, as {several[0]}"
             ) from error
         raise UserError(
             f"{directory}: not an exported model ({error.filename or error} is missing); "

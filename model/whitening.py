@@ -33,7 +33,7 @@ def whitening_filters(images: Tensor, normalisation: Normalisation) -> Tensor:
     same images have the same filters each time.
 
     Args:
-        images: uint8 of shape (N, 3, H, W). Of many, `MOST_IMAGES` at equal distances are used.
+        images: uint8 of shape (N, 3, H, W). Of many, at most `MOST_IMAGES`, evenly spaced.
 
     Returns:
         Shape (`FILTERS`, 3, `SIZE`, `SIZE`), float32, on the CPU.

@@ -44,6 +44,8 @@ class Subject:
     classifier: Classifier
     description: Mapping[str, Any]
     """Its `trial.json`."""
+    weights: str
+    """The SHA-256 of its `model.safetensors`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +171,7 @@ def _of_model(item: Evaluation, dataset: Dataset) -> dict[str, Any]:
         "name": item.subject.name,
         "study": description["study"],
         "trial": description["trial"],
+        "weights": item.subject.weights,
         "trained_on": description.get("trained_on"),
         "validation_fraction": description["data"].get("validation_fraction"),
         "parameters": description["parameters"],

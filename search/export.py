@@ -21,7 +21,7 @@ from search.live import readable_parameters
 from search.prepare import Prepared, has_baseline
 from studies.checkpoints import Checkpoint, CheckpointDirectory
 from studies.config import DEFAULT_OBJECTIVE, StudyConfig
-from studies.export import check_output, write_export
+from studies.export import check_output, with_evaluation, write_export
 from studies.results import CONFIRMS, SEED, TrialRecord, record
 from studies.study import VERSIONS, OpenedStudy, ranked_records
 from studies.text import shortened
@@ -55,10 +55,15 @@ class Exported:
 
 
 def export_best(
-    prepared: Prepared, checkpoints: CheckpointDirectory, output: Path, device: torch.device
+    prepared: Prepared,
+    checkpoints: CheckpointDirectory,
+    output: Path,
+    kept: Path,
+    device: torch.device,
 ) -> Exported:
     """Write the model of the best trial to the folder `output`; see `export_trial`."""
-    return export_trial(prepared, ranked_records(prepared.opened), checkpoints, output, device)
+    ranked = ranked_records(prepared.opened)
+    return export_trial(prepared, ranked, checkpoints, output, kept, device)
 
 
 def export_trial(
@@ -66,9 +71,9 @@ def export_trial(
     ranked: Sequence[TrialRecord],
     checkpoints: CheckpointDirectory,
     output: Path,
+    kept: Path,
     device: torch.device,
     confirmation: Mapping[str, Any] | None = None,
-    graphs: Graphs = NO_GRAPHS,
 ) -> Exported:
     """Write the model of the first of these complete trials whose checkpoint can be used.
 
@@ -77,6 +82,7 @@ def export_trial(
 
     Args:
         output: the folder to write.
+        kept: as for `with_evaluation`.
         confirmation: what its retrainings showed, for the folder's description.
 
     Raises:
@@ -85,8 +91,8 @@ def export_trial(
     """
     check_output(output)
     best, checkpoint = next(usable_trials(ranked, checkpoints))
-    finished = finish(prepared, best, checkpoint, device, confirmation, graphs)
-    write_export(output, finished.model)
+    finished = finish(prepared, best, checkpoint, device, confirmation, NO_GRAPHS)
+    write_export(output, with_evaluation(finished.model, kept))
     return exported(prepared, finished, output, ranked[0])
 
 

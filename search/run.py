@@ -32,7 +32,7 @@ from search.prepare import Prepared, create_from_file, join
 from search.stop import GRACE_SECONDS, StopRequest, signals_as_before
 from search.terminal import SafeConsole
 from search.worker import Worker
-from studies.artifacts import EXPORTED
+from studies.artifacts import EXPORTED, kept_evaluation
 from studies.checkpoints import CheckpointDirectory, open_checkpoints, reaching
 from studies.config import DEFAULT_OBJECTIVE, SHIPPED, StudyConfig
 from studies.confirmation import mentioned
@@ -328,7 +328,8 @@ def _finish(
         console.print("no trial is complete, so there is no model to export")
         return 1
     output = opened.directory(options.root) / EXPORTED
-    exported = export_best(prepared, checkpoints, output, any_device())
+    kept = kept_evaluation(opened, options.root)
+    exported = export_best(prepared, checkpoints, output, kept, any_device())
     offer_export(opened, output)
     console.print(describe(exported))
     confirmation = mentioned(opened)

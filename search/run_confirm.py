@@ -19,7 +19,7 @@ from search.run import (
 from search.run_export import export_confirmed
 from search.stop import signals_as_before
 from search.terminal import SafeConsole
-from studies.artifacts import CONFIRMED
+from studies.artifacts import CONFIRMED, kept_evaluation
 from studies.checkpoints import CheckpointDirectory, open_checkpoints
 from studies.confirmation import Confirmation, TestResult, spread
 from studies.ownership import OwnedStorage
@@ -98,7 +98,8 @@ def _finish_confirmation(
     device = any_device()
     confirmation = judge(searched, prepared, retrainings, checkpoints, device)
     output = searched.directory(options.root) / CONFIRMED
-    export_confirmed(prepared, confirmation, checkpoints, output, device)
+    kept = kept_evaluation(searched, options.root)
+    export_confirmed(prepared, confirmation, checkpoints, output, kept, device)
     offer_export(searched, output)
     console.print(describe_confirmation(confirmation))
     console.print(f"model: {output}")

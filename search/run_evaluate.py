@@ -17,6 +17,7 @@ from data.dataset import Dataset, load_dataset
 from data.errors import UserError
 from data.files import DEFAULT_ROOT, unwritable
 from data.images import read_image
+from data.sums import digest
 from model.exported import load
 from search.draw import offer_evaluation
 from search.evaluate import (
@@ -34,7 +35,7 @@ from search.pictures import below_each_other, colored_maps, png, rows_of
 from search.run_export import export_study
 from studies.artifacts import CONFIRMED, EXPORTED
 from studies.config import DEFAULT_OBJECTIVE
-from studies.export import CARD, add_evaluation, is_evaluation_of
+from studies.export import CARD, WEIGHTS, add_evaluation, is_evaluation_of
 from studies.page import write_text
 from studies.study import OpenedStudy
 
@@ -178,7 +179,7 @@ def _loaded(name: str, folder: Path) -> Subject:
         raise UserError(
             f"{folder}: a damaged export (no {min(needed)} in trial.json); export it again"
         )
-    return Subject(name, classifier, description)
+    return Subject(name, classifier, description, digest(folder / WEIGHTS))
 
 
 def _check_data(subject: Subject, dataset: Dataset) -> None:

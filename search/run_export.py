@@ -1,8 +1,6 @@
 """`hpsearch export`: the confirmed model, or those of the best trials, or one trained anew."""
 
-import json
 import logging
-from contextlib import suppress
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
@@ -23,16 +21,15 @@ from search.export import (
 from search.finished import NO_GRAPHS, Graphs, check_default_objective
 from search.prepare import Prepared, join
 from search.retrain import retrain
-from studies.artifacts import EVALUATED
+from studies.artifacts import kept_evaluation
 from studies.checkpoints import Checkpoint, CheckpointDirectory, open_checkpoints, weights_name
 from studies.chosen import Chosen, choose, of_winner
 from studies.confirmation import Confirmation
 from studies.export import (
-    add_evaluation,
     check_output,
-    is_evaluation_of,
     replaced_by_export,
     several_name,
+    with_evaluation,
     write_export,
     write_exports,
 )
@@ -93,19 +90,17 @@ def export_study(
             finish(prepared, item, checkpoint, any_device(), confirmation, graphs)
             for item, checkpoint in _usable(prepared.opened, chosen, checkpoints)
         ]
+    kept = kept_evaluation(opened, root)
     if chosen.count is None:
         (only,) = models
-        write_export(output, only.model)
-        _add_kept_evaluation(output, opened, root)
+        write_export(output, with_evaluation(only.model, kept))
         written = exported(prepared, only, output, chosen.ranked[0])
         return [replace(written, chosen_as=chosen.chosen_as)]
     named = {
         several_name(position, len(models), item.best.number): item
         for position, item in enumerate(models, start=1)
     }
-    write_exports(output, {name: item.model for name, item in named.items()})
-    for name in named:
-        _add_kept_evaluation(output / name, opened, root)
+    write_exports(output, {name: with_evaluation(item.model, kept) for name, item in named.items()})
     return [
         replace(
             exported(prepared, item, output / name, item.best),
@@ -114,15 +109,6 @@ def export_study(
         )
         for position, (name, item) in enumerate(named.items(), start=1)
     ]
-
-
-def _add_kept_evaluation(folder: Path, opened: OpenedStudy, root: Path) -> None:
-    """Put what `evaluate` has found of the study into the card, if it is of this model."""
-    kept = opened.directory(root) / EVALUATED / "evaluation.json"
-    with suppress(OSError, ValueError, LookupError):  # There is none, or it is damaged.
-        figures = json.loads(kept.read_text())["models"][0]
-        if is_evaluation_of(folder, figures):
-            add_evaluation(folder, figures)
 
 
 def _warn_of_better(opened: OpenedStudy, chosen: Chosen) -> None:
@@ -151,11 +137,12 @@ def export_confirmed(
     confirmation: Confirmation,
     checkpoints: CheckpointDirectory,
     output: Path,
+    kept: Path,
     device: torch.device,
 ) -> Exported:
     """Write the winner's best model, or its next best whose checkpoint can be used."""
     ranked = of_winner(prepared.opened, confirmation)
-    return export_trial(prepared, ranked, checkpoints, output, device, asdict(confirmation))
+    return export_trial(prepared, ranked, checkpoints, output, kept, device, asdict(confirmation))
 
 
 def _usable(

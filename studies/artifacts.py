@@ -41,6 +41,11 @@ KINDS = {".json": "application/json", ".md": "text/plain", ".png": "image/png"}
 _ARTIFACT = re.compile(r"([0-9a-f]{8})-[0-9a-f]{16}")
 
 
+def kept_evaluation(opened: OpenedStudy, root: Path) -> Path:
+    """The `evaluation.json` that a study keeps, which there may be."""
+    return opened.directory(root) / EVALUATED / "evaluation.json"
+
+
 def file_id(identity: str, name: str) -> str:
     """Of a study's file.
 

@@ -18,7 +18,6 @@ from studies.text import printable, shortened
 LONGEST_CELL = 200  # characters
 CIFAR10 = "uoft-cs/cifar10"
 """Its name on the Hub. The images that ship are copies of some, with loss, and not it."""
-CORRUPTED = "accuracy, corrupted"
 FORMATS = {"model.onnx": "onnx", "model.pt2": "torch-export"}
 
 
@@ -72,21 +71,25 @@ def test_accuracies(description: Mapping[str, Any]) -> list[tuple[str, float]]:
 
 
 def evaluated(evaluation: Mapping[str, Any]) -> list[tuple[str, str, float]]:
-    """What an evaluation has found beside the accuracies: type of metric, what it is, value.
+    """What an evaluation has found on the test images: the Hub's type of metric, what it is, value.
 
-    The type is the Hub's, but for `CORRUPTED`: accuracy on images that are not the data set's.
+    The accuracies are not among it; see `test_accuracies`.
     """
     macro, calibration = evaluation["macro"], evaluation["calibration"]
     return [
         ("f1", "test, macro F1: the mean over the classes", macro["f1"]),
-        (
-            CORRUPTED,
-            "test, mean over images made worse (noise, blur, brightness, contrast, JPEG, "
-            "occlusion, at five severities)",
-            evaluation["mean_accuracy_corrupted"],
-        ),
         ("expected_calibration_error", "test, expected calibration error", calibration["error"]),
     ]
+
+
+def corrupted(evaluation: Mapping[str, Any]) -> tuple[str, str, float]:
+    """As `evaluated`, what it has found on test images that it had made worse."""
+    return (
+        "accuracy",
+        "test, mean over images made worse (noise, blur, brightness, contrast, JPEG, occlusion, "
+        "at five severities)",
+        evaluation["mean_accuracy_corrupted"],
+    )
 
 
 def _front_matter(
@@ -103,19 +106,20 @@ def _front_matter(
     lines = ["---", "library_name: hpsearch", "pipeline_tag: image-classification", "tags:"]
     lines += [f"- {tag}" for tag in tags]
     lines += ["datasets:", f"- {CIFAR10}"] if source in ("cifar10", "cifar10-mini") else []
-    found = [("accuracy", what, value) for what, value in test_accuracies(description)]
-    found += evaluated(evaluation) if evaluation else []
-    measured = [item for item in found if math.isfinite(item[2])]
-    clean = [item for item in measured if item[0] != CORRUPTED]
-    corrupted = [("accuracy", what, value) for kind, what, value in measured if kind == CORRUPTED]
+    clean = [("accuracy", what, value) for what, value in test_accuracies(description)]
+    clean += evaluated(evaluation) if evaluation else []
+    clean = [item for item in clean if math.isfinite(item[2])]
+    worse = [corrupted(evaluation)] if evaluation else []
+    worse = [item for item in worse if math.isfinite(item[2])]
     kinds = dict.fromkeys(["accuracy", *(kind for kind, _, _ in clean)])
     lines += ["metrics:", *(f"- {kind}" for kind in kinds)]
-    if measured:
+    if clean or worse:
         lines += ["model-index:", f"- name: {quoted(_title(description))}", "  results:"]
     hub = CIFAR10 if source == "cifar10" else "image-folder"
-    for dataset, name, metrics in (
-        (hub, source, clean),
-        ("image-folder", f"{source}, made worse", corrupted),
+    # By type and configuration the Hub's tools tell data sets apart.
+    for dataset, config, name, metrics in (
+        (hub, None, source, clean),
+        ("image-folder", "corrupted", f"{source}, made worse", worse),
     ):
         if metrics:
             lines += [
@@ -125,6 +129,7 @@ def _front_matter(
                 "    dataset:",
                 f"      type: {dataset}",
                 f"      name: {quoted(name)}",
+                *([f"      config: {config}"] if config else []),
                 "      split: test",
                 "    metrics:",
             ]
@@ -190,7 +195,10 @@ def _evaluated(evaluation: Mapping[str, Any] | None) -> list[str]:
         "",
         "| | |",
         "|---|---|",
-        *(f"| {what} | {value:.2%} |" for _, what, value in evaluated(evaluation)),
+        *(
+            f"| {what} | {value:.2%} |"
+            for _, what, value in (*evaluated(evaluation), corrupted(evaluation))
+        ),
     ]
 
 

@@ -9,17 +9,19 @@ import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from data.errors import UserError
 from data.files import unwritable, write_whole
-from data.sums import SUMS, sums
+from data.sums import SUMS, digest, sums
 from studies.card import FORMATS, model_card
 
 CARD = "README.md"
-FILES = {"model.safetensors", "trial.json", CARD, SUMS, *FORMATS}
+WEIGHTS = "model.safetensors"
+FILES = {WEIGHTS, "trial.json", CARD, SUMS, *FORMATS}
 LONGEST_REPLACEMENT_SECONDS = 60.0
 """Until a folder that was moved aside is one that a killed process has left."""
 _ONE_OF_SEVERAL = re.compile(r"\d+-trial-\d+")
@@ -34,15 +36,34 @@ class Model:
     """The weights, and graphs, by their names."""
     description: Mapping[str, Any]
     """For `trial.json` and the model card."""
+    evaluation: Mapping[str, Any] | None = None
+    """What `evaluation.json` says of the model, likewise, if it was evaluated."""
 
     def content(self, name: str) -> dict[str, bytes]:
         """All files of a folder of this name."""
         files = {
             **self.files,
             "trial.json": (json.dumps(self.description, indent=2) + "\n").encode(),
-            CARD: model_card(self.description, name).encode(),
+            CARD: model_card(self.description, name, self.evaluation).encode(),
         }
         return {**files, SUMS: sums(files)}
+
+
+def with_evaluation(model: Model, kept: Path) -> Model:
+    """The same with the figures of an `evaluation.json`, if that is of these very weights.
+
+    Args:
+        kept: the file, which may be missing or damaged.
+    """
+    try:
+        figures = json.loads(kept.read_text())["models"][0]
+        if figures["weights"] != sha256(model.files[WEIGHTS]).hexdigest():
+            return model
+        evaluated = replace(model, evaluation=figures)
+        evaluated.content("")  # So that figures that are none are seen here.
+        return evaluated
+    except (OSError, ValueError, LookupError, TypeError):
+        return model
 
 
 def several_name(place: int, count: int, trial: int) -> str:
@@ -147,19 +168,13 @@ def add_evaluation(folder: Path, evaluation: Mapping[str, Any]) -> bool:
 
 
 def is_evaluation_of(folder: Path, evaluation: Mapping[str, Any]) -> bool:
-    """Whether an evaluation that a study keeps is of the model in an exported folder of the study.
+    """Whether an evaluation is of the weights in a folder, which may be missing.
 
     Args:
         evaluation: as for `add_evaluation`.
     """
-    try:
-        description = json.loads((folder / "trial.json").read_text())
-        return all(
-            description[key] == evaluation[key]
-            for key in ("study", "trial", "trained_on", "parameters", "test_accuracy")
-        )
-    except (OSError, ValueError, KeyError):
-        return False
+    weights = folder / WEIGHTS
+    return weights.exists() and digest(weights) == evaluation["weights"]
 
 
 def _write(output: Path, files: Mapping[str, bytes]) -> None:

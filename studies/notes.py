@@ -11,8 +11,9 @@ from studies.text import printable, shortened
 
 LONGEST_QUOTE = 500  # characters
 LONGEST_CURVE = 50
-"""Epochs, of longer ones every second and so on."""
+"""Bars; of longer ones each is the best of two epochs, and so on."""
 BARS = "▁▂▃▄▅▆▇█"
+NO_NUMBER = "·"
 
 
 def note_rows(trial_id: int, note: str) -> dict[str, Any]:
@@ -65,13 +66,16 @@ def _curve(known: TrialRecord) -> str:
 
     The dashboard draws the curves of all trials on the study's page, and none on a trial's.
     """
-    points = known.accuracies[:: max(-(-len(known.accuracies) // LONGEST_CURVE), 1)]
-    numbers = [point for point in points if math.isfinite(point)]
+    numbers = [accuracy for accuracy in known.accuracies if math.isfinite(accuracy)]
     if len(numbers) < 2:
         return ""
     low, high = min(numbers), max(numbers)
-    steps = (len(BARS) - 1) / (high - low or 1.0)
-    bars = (BARS[round((point - low) * steps)] if math.isfinite(point) else " " for point in points)
+    epochs = -(-len(known.accuracies) // LONGEST_CURVE)
+    bars = []
+    for start in range(0, len(known.accuracies), epochs):
+        finite = filter(math.isfinite, known.accuracies[start : start + epochs])
+        share = (max(finite, default=math.nan) - low) / (high - low or 1.0)
+        bars.append(BARS[round(share * (len(BARS) - 1))] if math.isfinite(share) else NO_NUMBER)
     return f"`{''.join(bars)}` ({low:.1%} to {high:.1%})"
 
 

@@ -92,7 +92,7 @@ def test_of_a_folder_of_several_models_one_is_to_be_named(folder: Path) -> None:
     several = folder.parent / "best3"
     for name in ("2-trial-5", "1-trial-9"):
         shutil.copytree(folder, several / name)
-    with pytest.raises(UserError, match=r"best3: holds 2 exported models; .*best3/1-trial-9$"):
+    with pytest.raises(UserError, match=r"best3: exported models are .*best3/1-trial-9$"):
         load(several)
 
 

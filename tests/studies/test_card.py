@@ -58,13 +58,19 @@ def test_of_cifar10_the_front_matter_names_the_hub_s_data_set(
     assert "onnx" in found["tags"]
 
 
-def test_the_figures_of_an_evaluation_are_in_the_front_matter_and_the_text() -> None:
+@pytest.mark.parametrize(
+    ("source", "measured_on"), [("cifar10", "uoft-cs/cifar10"), ("flowers", "image-folder")]
+)
+def test_the_figures_of_an_evaluation_are_in_the_front_matter_and_the_text(
+    source: str, measured_on: str
+) -> None:
     evaluation = {
         "macro": {"f1": 0.66},
         "calibration": {"error": 0.05},
         "mean_accuracy_corrupted": 0.4,
     }
-    text = model_card(DESCRIPTION, "best", evaluation)
+    data = {**DESCRIPTION["data"], "source": source}
+    text = model_card({**DESCRIPTION, "data": data}, "best", evaluation)
     found = front_matter(text)
     assert found["metrics"] == ["accuracy", "f1", "expected_calibration_error"]
     clean, worse = found["model-index"][0]["results"]
@@ -74,7 +80,10 @@ def test_the_figures_of_an_evaluation_are_in_the_front_matter_and_the_text() -> 
     ]
     assert len({metric["name"] for metric in clean["metrics"]}) == 4
     assert [(metric["type"], metric["value"]) for metric in worse["metrics"]] == [("accuracy", 0.4)]
-    assert worse["dataset"]["name"] == f"{clean['dataset']['name']}, made worse"
+    assert [
+        (item["dataset"]["type"], item["dataset"].get("config")) for item in (clean, worse)
+    ] == [*((measured_on, None), ("image-folder", "corrupted"))]
+    assert worse["dataset"]["name"] == f"{source}, made worse"
     for line in ("macro F1: the mean over the classes | 66.00% |", "calibration error | 5.00% |"):
         assert line in text
 

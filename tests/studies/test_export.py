@@ -1,6 +1,7 @@
 import json
 import os
 import subprocess
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,6 +18,7 @@ from studies.export import (
     is_evaluation_of,
     replaced_by_export,
     several_name,
+    with_evaluation,
     write_export,
     write_exports,
 )
@@ -32,6 +34,13 @@ DESCRIPTION: dict[str, Any] = {
     "test_accuracy": 0.7,
     "test_accuracy_with_flips": 0.72,
     "data": {"source": "photos", "classes": ["rose", "tulip"]},
+}
+
+EVALUATION: dict[str, Any] = {
+    "weights": sha256(WEIGHTS).hexdigest(),
+    "macro": {"f1": 0.5},
+    "calibration": {"error": 0.05},
+    "mean_accuracy_corrupted": 0.4,
 }
 
 
@@ -202,22 +211,31 @@ def test_a_place_that_cannot_be_written_is_named_beforehand(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("changes", "same"),
+    ("kept", "shown"),
     [
         ({}, True),
-        ({"trial": 8}, False),
-        ({"study": "others"}, False),
-        ({"trained_on": "train+validation"}, False),
-        ({"test_accuracy": 0.6}, False),
+        ({"weights": sha256(b"others").hexdigest()}, False),
+        ({"macro": None}, False),
+        ({"mean_accuracy_corrupted": "0.4"}, False),
     ],
 )
-def test_an_evaluation_is_of_the_model_that_it_was_made_of(
-    tmp_path: Path, changes: dict[str, Any], same: bool
+def test_an_evaluation_is_shown_with_the_weights_that_it_is_of(
+    tmp_path: Path, kept: dict[str, Any], shown: bool
 ) -> None:
-    description = {**DESCRIPTION, "trained_on": "train"}
-    write_export(tmp_path / "best", Model({"model.safetensors": WEIGHTS}, description))
-    assert is_evaluation_of(tmp_path / "best", {**description, **changes}) is same
-    assert not is_evaluation_of(tmp_path, description)
+    figures = {**EVALUATION, **kept}
+    (tmp_path / "evaluation.json").write_text(json.dumps({"models": [figures]}))
+    write_export(tmp_path / "best", with_evaluation(model(), tmp_path / "evaluation.json"))
+    assert ("| 50.00% |" in (tmp_path / "best" / "README.md").read_text()) is shown
+    same = figures["weights"] == EVALUATION["weights"]
+    assert is_evaluation_of(tmp_path / "best", figures) is same
+    assert not is_evaluation_of(tmp_path / "none", figures)
+
+
+@pytest.mark.parametrize("damaged", [None, "x", "[]", '{"models": null}', '{"models": [1]}', "{}"])
+def test_a_damaged_evaluation_is_left_out(tmp_path: Path, damaged: str | None) -> None:
+    if damaged is not None:
+        (tmp_path / "evaluation.json").write_text(damaged)
+    assert with_evaluation(model(), tmp_path / "evaluation.json") == model()
 
 
 def test_an_evaluation_goes_into_the_card_of_the_folder_unless_somebody_has_edited_it(
@@ -226,11 +244,7 @@ def test_an_evaluation_goes_into_the_card_of_the_folder_unless_somebody_has_edit
     folder = tmp_path / "best"
     write_export(folder, model())
     for f1 in (0.5, 0.66):
-        evaluation = {
-            "macro": {"f1": f1},
-            "calibration": {"error": 0.05},
-            "mean_accuracy_corrupted": 0.4,
-        }
+        evaluation = {**EVALUATION, "macro": {"f1": f1}}
         assert add_evaluation(folder, evaluation)
         assert f"| {f1:.2%} |" in (folder / "README.md").read_text()
         command = ("sha256sum", "--check", "--strict", "SHA256SUMS")
@@ -246,10 +260,6 @@ def test_a_card_whose_digest_alone_was_written_has_not_been_edited(
 ) -> None:
     folder = tmp_path / "best"
     write_export(folder, model())
-    evaluation = {
-        **{"macro": {"f1": 0.5}, "calibration": {"error": 0.05}},
-        "mean_accuracy_corrupted": 0.4,
-    }
 
     def killed_between(path: Path, content: bytes) -> None:
         if path.name == "README.md":
@@ -259,10 +269,10 @@ def test_a_card_whose_digest_alone_was_written_has_not_been_edited(
     with monkeypatch.context() as patched:
         patched.setattr("studies.export.write_whole", killed_between)
         with pytest.raises(Killed):
-            add_evaluation(folder, evaluation)
+            add_evaluation(folder, EVALUATION)
     assert "| 50.00% |" not in (folder / "README.md").read_text()
-    evaluation["macro"] = {"f1": 0.51}  # By another machine.
-    assert add_evaluation(folder, evaluation)
+    # By another machine.
+    assert add_evaluation(folder, {**EVALUATION, "macro": {"f1": 0.51}})
     assert "| 51.00% |" in (folder / "README.md").read_text()
     command = ("sha256sum", "--check", "--strict", "SHA256SUMS")
     subprocess.run(command, cwd=folder, check=True, capture_output=True)

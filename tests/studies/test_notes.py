@@ -49,8 +49,10 @@ def test_a_note_says_what_the_trial_was_and_why_it_ended() -> None:
         ([0.5], None),
         ([math.nan, 0.5], None),
         ([0.5, 0.5], "`▁▁` (50.0% to 50.0%)"),
-        ([0.1, math.nan, 0.8], "`▁ █` (10.0% to 80.0%)"),
-        ([epoch / 100 for epoch in range(100)], f"`{'▁' * 4}"),
+        ([0.1, math.nan, 0.8], "`▁·█` (10.0% to 80.0%)"),
+        ([0.0, 1e-310], "`▁█` (0.0% to 0.0%)"),
+        ([0.1, 0.9, *[0.1] * 97, 0.5], f"`█{'▁' * 48}▅` (10.0% to 90.0%)"),
+        ([0.1, 0.2, *[math.nan, 0.1] * 25], f"`█{'▁' * 25}` (10.0% to 20.0%)"),
     ],
 )
 def test_a_note_shows_the_trial_s_curve(accuracies: list[float], curve: str | None) -> None:

@@ -23,15 +23,20 @@ from playwright.sync_api import Browser, Page
 from data.corrupt import CORRUPTIONS, SEVERITIES, corrupted
 from data.dataset import Dataset, load_dataset
 from data.errors import UserError
+from data.sums import digest
 from data.weights import packed, unpacked
 from model.evaluate import normalise
 from model.exported import load
 from search.evaluate import SEED, STEPS, ChosenImage, Evaluation, Subject, as_document, evaluate
 from search.evaluation_page import evaluation_page
+from search.export import any_device, export_best
+from search.prepare import join
 from search.run_evaluate import Evaluated, _names, evaluate_models, in_a_line
 from search.run_export import export_study
-from studies.artifacts import EVALUATION
+from studies.artifacts import EVALUATION, EXPORTED, kept_evaluation
+from studies.checkpoints import open_checkpoints
 from studies.config import parse_study
+from studies.export import WEIGHTS
 from studies.ownership import OwnedStorage
 from studies.storage import open_storage
 from studies.study import create_or_continue, open_study
@@ -126,7 +131,7 @@ class Found:
 @pytest.fixture(scope="module")
 def found(place: Place, dataset: Dataset) -> Found:
     description = json.loads((place.best / "trial.json").read_text())
-    subject = Subject("best", load(place.best), description)
+    subject = Subject("best", load(place.best), description, digest(place.best / WEIGHTS))
     image = ChosenImage("an image", dataset.test.images[3])
     told: list[str] = []
     return Found(evaluate(subject, dataset.test, image, CPU, told.append), image, told)
@@ -608,14 +613,21 @@ def test_as_much_of_a_path_is_said_as_tells_models_apart(
 def test_the_evaluation_of_a_study_can_be_seen_and_downloaded_in_the_dashboard(
     place: Place, dataset: Dataset, found: Found, browser: Browser, tmp_path: Path
 ) -> None:
+    study = open_study("flowers", place.storage)
+    of_run = study.directory(place.root) / EXPORTED
+    export_study(study, of_run, place.root)
     written = place.run("flowers", output=tmp_path / "evaluated").page.parent
     assert {file.name for file in written.iterdir()} == {"evaluation.html", "evaluation.json"}
-    export_study(open_study("flowers", place.storage), tmp_path / "later", place.root)
-    load(tmp_path / "later")  # Its digests are those of its files.
-    f1 = f"{found.evaluation.metrics.macro.f1:.2%}"
-    assert f"macro F1: the mean over the classes | {f1} |" in (
-        (tmp_path / "later" / "README.md").read_text()
-    )
+    export_study(study, tmp_path / "later", place.root)
+    (several,) = export_study(study, tmp_path / "several", place.root, best=1)
+    checkpoints = open_checkpoints(study, place.root, None)
+    kept = kept_evaluation(study, place.root)
+    again = tmp_path / "again"
+    export_best(join(study, place.root), checkpoints, again, kept, any_device())
+    line = f"macro F1: the mean over the classes | {found.evaluation.metrics.macro.f1:.2%} |"
+    for folder in (of_run, tmp_path / "later", several.output, again):
+        assert line in (folder / "README.md").read_text()
+        load(folder)  # Its digests are those of its files.
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
     with serving(place.url, "--directory", str(place.root)) as address:
         page.goto(f"{address}/studies/1")
@@ -656,7 +668,7 @@ def test_what_a_class_is_called_is_shown_and_not_run_on_a_phone_too(
         **{"study": hostile, "trial": 0, "parameters": {hostile: hostile}},
         **{"data": {}, "validation_accuracy_per_epoch": []},
     }
-    subject = Subject(hostile, found.evaluation.subject.classifier, description)
+    subject = Subject(hostile, found.evaluation.subject.classifier, description, "00")
     evaluation = replace(found.evaluation, subject=subject)
     named = replace(dataset, classes=classes, source=hostile)
     (tmp_path / "page.html").write_text(

@@ -40,17 +40,20 @@ EDGES = (one_trial, none_finished, all_pruned, a_thousand_trials)
 
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
-    """A page without a network; at the end it must have had no error, dialog or request, but one
-    for each report that was opened."""
+    """A page without a network; at the end it must have had no error, dialog or request, but for
+    the files that were opened."""
     context = browser.new_context(offline=True, viewport={"width": 800, "height": 600})
     page = context.new_page()
     wrong: list[str] = []
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
     page.on("dialog", lambda dialog: wrong.append(dialog.message))
+    opened: list[str] = []
     page.on("request", lambda request: wrong.append(request.url))
+    page.on("framenavigated", lambda frame: opened.append(frame.url))
     yield page
-    assert wrong == [page.url] * (1 + len(EDGES))
+    assert wrong == opened
+    assert all(url.startswith("file:") for url in opened)
     context.close()
 
 

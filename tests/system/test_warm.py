@@ -114,7 +114,7 @@ def test_a_study_starts_from_the_best_of_an_earlier_one_and_then_needs_it_no_mor
 
 
 def said(result: Result) -> str:
-    """In a line, with exit code 2."""
+    """In a line."""
     assert isinstance(result.exception, UserError)
     (line,) = str(result.exception).splitlines()
     return line
