@@ -238,7 +238,7 @@ class Worker:
         if trial.number == 0 and has_baseline(config):
             return "the notebook's configuration, with which the others are compared"
         if is_first:
-            return "known to be good elsewhere, and tried first"
+            return "known to be good elsewhere, and tried before the search"
         if config.sampler.name == "grid":
             return "a point of the grid"
         if config.sampler.warm_start and ENQUEUED in trial._cached_frozen_trial.system_attrs:

@@ -76,7 +76,7 @@ def _curve(known: TrialRecord) -> str:
         finite = filter(math.isfinite, known.accuracies[start : start + epochs])
         share = (max(finite, default=math.nan) - low) / (high - low or 1.0)
         bars.append(BARS[round(share * (len(BARS) - 1))] if math.isfinite(share) else NO_NUMBER)
-    return f"`{''.join(bars)}` ({low:.1%} to {high:.1%})"
+    return f"`{''.join(bars)}` (lowest {low:.1%}, highest {high:.1%})"
 
 
 def _ran(trial: FrozenTrial, known: TrialRecord) -> str:

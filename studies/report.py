@@ -109,8 +109,8 @@ def _best_so_far(found: Findings, drawn: Figures) -> str:
     look = "A line that still rises says that more trials would pay"
     if found.baseline:
         look += (
-            "; its distance from the dashed line is what the search has gained over the notebook's "
-            "configuration"
+            "; its distance from the dashed line is the gain over the notebook's configuration, by "
+            "what the study was given to start from and by what the search has found"
         )
     content = "No trial is complete yet."
     if found.ranked:

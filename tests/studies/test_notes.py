@@ -28,7 +28,7 @@ def test_a_note_says_what_the_trial_was_and_why_it_ended() -> None:
     assert trial_note(trial(0.1, 0.5, 0.4, 0.45, **ran), CONFIG, "suggested", "complete") == (
         "Suggested.\n\n"
         "**Complete** after 4 epochs: best validation accuracy **50.00%**, in epoch 2.\n\n"
-        "`▁█▆▇` (10.0% to 50.0%)\n\n"
+        "`▁█▆▇` (lowest 10.0%, highest 50.0%)\n\n"
         "Ran on `cpu`, by `host-1`, at 1,234 images/s."
     )
     pruned = trial_note(trial(0.1, 0.2), CONFIG, "suggested", "pruned")
@@ -48,11 +48,11 @@ def test_a_note_says_what_the_trial_was_and_why_it_ended() -> None:
     [
         ([0.5], None),
         ([math.nan, 0.5], None),
-        ([0.5, 0.5], "`▁▁` (50.0% to 50.0%)"),
-        ([0.1, math.nan, 0.8], "`▁·█` (10.0% to 80.0%)"),
-        ([0.0, 1e-310], "`▁█` (0.0% to 0.0%)"),
-        ([0.1, 0.9, *[0.1] * 97, 0.5], f"`█{'▁' * 48}▅` (10.0% to 90.0%)"),
-        ([0.1, 0.2, *[math.nan, 0.1] * 25], f"`█{'▁' * 25}` (10.0% to 20.0%)"),
+        ([0.5, 0.5], "`▁▁` (lowest 50.0%, highest 50.0%)"),
+        ([0.1, math.nan, 0.8], "`▁·█` (lowest 10.0%, highest 80.0%)"),
+        ([0.0, 1e-310], "`▁█` (lowest 0.0%, highest 0.0%)"),
+        ([0.1, 0.9, *[0.1] * 97, 0.5], f"`█{'▁' * 48}▅` (lowest 10.0%, highest 90.0%)"),
+        ([0.1, 0.2, *[math.nan, 0.1] * 25], f"`█{'▁' * 25}` (lowest 10.0%, highest 20.0%)"),
     ],
 )
 def test_a_note_shows_the_trial_s_curve(accuracies: list[float], curve: str | None) -> None:

@@ -96,6 +96,7 @@ def test_the_page_of_300_trials_is_soon_there_with_our_figures(
     draw(opened, storage, open_checkpoints(opened, tmp_path, None), 60.0)
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda said: errors.append(said.text) if said.type == "error" else None)
     with serving(storage_url, "--directory", str(tmp_path)) as address:
         begun = time.perf_counter()
         page.goto(f"{address}/studies/1")
