@@ -69,6 +69,9 @@ def _figures(
 
 def _titled(figure: go.Figure, title: str) -> go.Figure:
     """The same, to fill a card of the dashboard, which is white or black."""
+    # Else Plotly measures each label, to hide those beyond the card's edge, where none are.
+    figure.update_xaxes(ticklabeloverflow="allow")
+    figure.update_yaxes(ticklabeloverflow="allow")
     figure.update_layout(
         title={"text": title, "x": 0.5, "y": 0.98, "yanchor": "top", "font": {"size": 16}},
         height=None,
