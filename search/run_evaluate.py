@@ -125,6 +125,8 @@ def _add_to_card(folder: Path, figures: Mapping[str, Any]) -> None:
             logger.warning("%s: edited, and so left as it is", folder / CARD)
     except OSError as error:
         logger.warning("%s: left as it is (%s)", folder / CARD, error.strerror)
+    except (ValueError, LookupError, TypeError):
+        logger.warning("%s: left as it is (trial.json is damaged)", folder / CARD)
 
 
 def _beside(model: Path | OpenedStudy) -> Path:

@@ -42,7 +42,7 @@ _ARTIFACT = re.compile(r"([0-9a-f]{8})-[0-9a-f]{16}")
 
 
 def kept_evaluation(opened: OpenedStudy, root: Path) -> Path:
-    """The `evaluation.json` that a study keeps, which there may be."""
+    """The `evaluation.json` that a study keeps. It may be missing."""
     return opened.directory(root) / EVALUATED / "evaluation.json"
 
 

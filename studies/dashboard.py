@@ -96,7 +96,8 @@ def application(storage: BaseStorage, access: Access, files: StudyFiles) -> Appl
 def _with_early_data(inner: Application) -> Application:
     """Let the browser ask for a study's importances with its page, before it has read the script.
 
-    They make the dashboard read the trials, which the script's first question then finds in memory.
+    They make the dashboard read the trials, which the script's own question then finds in memory,
+    unless it comes too soon.
 
     Source: https://html.spec.whatwg.org/multipage/links.html#link-type-preload
     """

@@ -59,11 +59,11 @@ def with_evaluation(model: Model, kept: Path) -> Model:
         figures = json.loads(kept.read_text())["models"][0]
         if figures["weights"] != sha256(model.files[WEIGHTS]).hexdigest():
             return model
-        evaluated = replace(model, evaluation=figures)
-        evaluated.content("")  # So that figures that are none are seen here.
-        return evaluated
-    except (OSError, ValueError, LookupError, TypeError):
+        # A damaged one fails here, and not when the folder is written.
+        model_card(model.description, "", figures)
+    except (OSError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError):
         return model
+    return replace(model, evaluation=figures)
 
 
 def several_name(place: int, count: int, trial: int) -> str:
@@ -158,7 +158,8 @@ def add_evaluation(folder: Path, evaluation: Mapping[str, Any]) -> bool:
     content, digests = card.read_bytes(), listed.read_bytes()
     description = json.loads((folder / "trial.json").read_text())
     new = model_card(description, folder.resolve().name, evaluation).encode()
-    # One that was killed between the two writes has left the card of the export.
+    # One that was killed between the two writes has left the card of the export; if that had
+    # figures already, and these are others, it is taken for an edited one.
     exported = model_card(description, folder.resolve().name).encode()
     if sums({CARD: content}) not in digests and content not in (exported, new):
         return False
@@ -173,8 +174,10 @@ def is_evaluation_of(folder: Path, evaluation: Mapping[str, Any]) -> bool:
     Args:
         evaluation: as for `add_evaluation`.
     """
-    weights = folder / WEIGHTS
-    return weights.exists() and digest(weights) == evaluation["weights"]
+    try:
+        return bool(digest(folder / WEIGHTS) == evaluation["weights"])
+    except OSError:
+        return False
 
 
 def _write(output: Path, files: Mapping[str, bytes]) -> None:

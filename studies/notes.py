@@ -11,7 +11,7 @@ from studies.text import printable, shortened
 
 LONGEST_QUOTE = 500  # characters
 LONGEST_CURVE = 50
-"""Bars; of longer ones each is the best of two epochs, and so on."""
+"""Bars; of longer ones each is the best of two epochs or more."""
 BARS = "▁▂▃▄▅▆▇█"
 NO_NUMBER = "·"
 
@@ -62,7 +62,8 @@ def _ended(known: TrialRecord, config: StudyConfig, end: str) -> str:
 
 
 def _curve(known: TrialRecord) -> str:
-    """The validation accuracy after each epoch as a row of bars, the lowest and the highest said.
+    """The validation accuracy after each epoch as a row of bars, with the lowest and the highest of
+    all epochs.
 
     The dashboard draws the curves of all trials on the study's page, and none on a trial's.
     """

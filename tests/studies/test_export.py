@@ -216,6 +216,7 @@ def test_a_place_that_cannot_be_written_is_named_beforehand(tmp_path: Path) -> N
         ({}, True),
         ({"weights": sha256(b"others").hexdigest()}, False),
         ({"macro": None}, False),
+        ({"macro": {"f1": 10**400}}, False),
         ({"mean_accuracy_corrupted": "0.4"}, False),
     ],
 )
@@ -231,7 +232,9 @@ def test_an_evaluation_is_shown_with_the_weights_that_it_is_of(
     assert not is_evaluation_of(tmp_path / "none", figures)
 
 
-@pytest.mark.parametrize("damaged", [None, "x", "[]", '{"models": null}', '{"models": [1]}', "{}"])
+@pytest.mark.parametrize(
+    "damaged", [None, "x", "[]", '{"models": null}', '{"models": [1]}', "{}", "[" * 100_000]
+)
 def test_a_damaged_evaluation_is_left_out(tmp_path: Path, damaged: str | None) -> None:
     if damaged is not None:
         (tmp_path / "evaluation.json").write_text(damaged)

@@ -40,16 +40,18 @@ def serving(url: str, *arguments: str) -> Iterator[str]:
 
 
 def wait_for_figures(page: Page) -> None:
-    """Until the page of a study shows the figures that need its trials, and ours."""
+    """Until the page of a study shows its trials in the dashboard's figures and in ours."""
     for name in (
         "graph-timeline",
         "graph-intermediate-values",
+        "graph-hyperparameter-importances",
         "user-defined-plot:best-so-far",
         "user-defined-plot:learning-curves",
         "user-defined-plot:importance",
         "user-defined-plot:workers",
     ):
-        page.locator(f'[id="{name}"] .plot-container').wait_for(timeout=60_000)
+        drawn = page.locator(f'[id="{name}"] :is(.scatterlayer, .barlayer) .trace').first
+        drawn.wait_for(state="attached", timeout=60_000)
 
 
 def put_trials(url: str, opened: OpenedStudy, count: int) -> None:

@@ -33,7 +33,7 @@ from search.export import any_device, export_best
 from search.prepare import join
 from search.run_evaluate import Evaluated, _names, evaluate_models, in_a_line
 from search.run_export import export_study
-from studies.artifacts import EVALUATION, EXPORTED, kept_evaluation
+from studies.artifacts import CONFIRMED, EVALUATION, EXPORTED, kept_evaluation
 from studies.checkpoints import open_checkpoints
 from studies.config import parse_study
 from studies.export import WEIGHTS
@@ -611,13 +611,22 @@ def test_as_much_of_a_path_is_said_as_tells_models_apart(
 
 @pytest.mark.usefixtures("known")
 def test_the_evaluation_of_a_study_can_be_seen_and_downloaded_in_the_dashboard(
-    place: Place, dataset: Dataset, found: Found, browser: Browser, tmp_path: Path
+    place: Place,
+    dataset: Dataset,
+    found: Found,
+    browser: Browser,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     study = open_study("flowers", place.storage)
     of_run = study.directory(place.root) / EXPORTED
     export_study(study, of_run, place.root)
+    damaged = of_run.with_name(CONFIRMED)
+    shutil.copytree(of_run, damaged)
+    (damaged / "trial.json").write_text("{}")
     written = place.run("flowers", output=tmp_path / "evaluated").page.parent
     assert {file.name for file in written.iterdir()} == {"evaluation.html", "evaluation.json"}
+    assert f"{damaged / 'README.md'}: left as it is (trial.json is damaged)" in caplog.text
     export_study(study, tmp_path / "later", place.root)
     (several,) = export_study(study, tmp_path / "several", place.root, best=1)
     checkpoints = open_checkpoints(study, place.root, None)
