@@ -50,7 +50,7 @@ def page(browser: Browser) -> Iterator[Page]:
     page.on("dialog", lambda dialog: wrong.append(dialog.message))
     opened: list[str] = []
     page.on("request", lambda request: wrong.append(request.url))
-    page.on("framenavigated", lambda frame: opened.append(frame.url))
+    page.on("framenavigated", lambda at: opened.append(at.url) if at == page.main_frame else None)
     yield page
     assert wrong == opened
     assert all(url.startswith("file:") for url in opened)
