@@ -103,12 +103,11 @@ def crop(images: Tensor, generator: Generator, shift: int = CROP_SHIFT) -> Tenso
     device = images.device
     padded = functional.pad(images, [shift] * 4, mode="reflect")
     shifts = torch.randint(2 * shift + 1, (2, count, 1), device=device, generator=generator)
-    rows = shifts[0] + torch.arange(height, device=device)
-    columns = shifts[1] + torch.arange(width, device=device)
-    image = torch.arange(count, device=device)[:, None, None]
-    return padded.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None, :]].permute(
-        0, 3, 1, 2
-    )
+    # All crops that there are, of which none is copied but one of each image: as a whole, which is
+    # faster than pixel by pixel.
+    crops = padded.unfold(2, height, 1).unfold(3, width, 1)
+    top, left = shifts[..., 0]
+    return crops[torch.arange(count, device=device), :, top, left]
 
 
 def cutout(images: Tensor, generator: Generator) -> Tensor:
