@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 DEFAULT_ROOT = Path("var")
@@ -21,8 +22,21 @@ def unwritable(folder: Path) -> str | None:
     return f"{place} is not a folder that can be written to"
 
 
-def write_whole(path: Path, content: bytes | memoryview) -> None:
+def always() -> bool:
+    return True
+
+
+def write_whole(
+    path: Path, content: bytes | memoryview, may_appear: Callable[[], bool] = always
+) -> bool:
     """Write `content` to `path`: beside it first, then synced to the disk, then renamed.
+
+    Args:
+        may_appear: asked when all is ready, just before the renaming; if not, an earlier file at
+            `path` is left as it was.
+
+    Returns:
+        Whether it appeared.
 
     Raises:
         OSError: the disk is full or not writable; an earlier file at `path` is left as it was.
@@ -35,7 +49,12 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.chmod(0o644)
-        temporary.replace(path)
+        appears = may_appear()
+        if appears:
+            temporary.replace(path)
+        else:
+            temporary.unlink()
+        return appears
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -45,8 +45,9 @@ class Saver:
     ) -> None:
         """
         Args:
-            is_ours: whether the trial is surely still this worker's; asked just before each file
-                is written, in the thread: there may be minutes between, if the machine is frozen.
+            is_ours: whether the trial is surely still this worker's; asked in the thread when a
+                file is ready, just before it takes the place of the earlier one: there may be
+                minutes between all else, if the machine is frozen.
         """
         self._checkpoints, self._number, self._is_ours = checkpoints, trial_number, is_ours
         self._weights = weights_name(trial_number)
@@ -104,15 +105,11 @@ class Saver:
         not_ours: tuple[Checkpoint | None, Resumable | None] = (None, None)
         if checkpoint:
             with self._warning(self._weights, WITHOUT_WEIGHTS):
-                if self._is_ours():
-                    self._checkpoints.save(self._number, checkpoint)
-                else:
+                if not self._checkpoints.save(self._number, checkpoint, self._is_ours):
                     not_ours = (checkpoint, None)
         if resumable:
             with self._warning(state_name(self._number, len(resumable.accuracies)), WITHOUT_STATE):
-                if self._is_ours():
-                    self._checkpoints.save_state(self._number, resumable)
-                else:
+                if not self._checkpoints.save_state(self._number, resumable, self._is_ours):
                     not_ours = (not_ours[0], resumable)
         return not_ours
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from data.errors import UserError
+from data.files import always
 from data.weights import packed, unpacked
 from studies.patience import Unreachable
 from studies.results import TrialRecord, rank
@@ -64,8 +65,15 @@ class CheckpointDirectory:
 
     store: Store
 
-    def save(self, trial_number: int, checkpoint: Checkpoint) -> None:
+    def save(
+        self,
+        trial_number: int,
+        checkpoint: Checkpoint,
+        may_appear: Callable[[], bool] = always,
+    ) -> bool:
         """Write a trial's checkpoint in place of its earlier one.
+
+        Args and Returns: see `Store.write`.
 
         Raises:
             OSError: it cannot be written; the earlier one is still there.
@@ -75,7 +83,8 @@ class CheckpointDirectory:
             "epoch": str(checkpoint.epoch),
             "validation_accuracy": repr(checkpoint.validation_accuracy),
         }
-        self.store.write(weights_name(trial_number), packed(checkpoint.weights, metadata))
+        content = packed(checkpoint.weights, metadata)
+        return self.store.write(weights_name(trial_number), content, may_appear)
 
     def accuracy_of(self, trial_number: int, expected: float, give_up: bool = False) -> float:
         """The accuracy of a trial's weights if it is the expected one, else one below all.
@@ -124,8 +133,12 @@ class CheckpointDirectory:
             raise ValueError(f"it is of trial {metadata['trial']}")
         return Checkpoint(weights, int(metadata["epoch"]), float(metadata["validation_accuracy"]))
 
-    def save_state(self, trial_number: int, resumable: Resumable) -> None:
+    def save_state(
+        self, trial_number: int, resumable: Resumable, may_appear: Callable[[], bool] = always
+    ) -> bool:
         """Write where a trial can be taken up again; the state before it stays, older ones go.
+
+        Args and Returns: see `Store.write`.
 
         Raises:
             OSError: it cannot be written; what was there still is.
@@ -141,11 +154,13 @@ class CheckpointDirectory:
         torch.save({**fields, "state": resumable.state}, file)
         content = file.getbuffer()
         content[:DIGEST_SIZE] = sha256(content[DIGEST_SIZE:]).digest()
-        self.store.write(state_name(trial_number, epoch), content)
+        if not self.store.write(state_name(trial_number, epoch), content, may_appear):
+            return False
         # One of a later epoch is of an attempt that could not go on, and was begun anew.
         kept = sorted(other for other in {*states, epoch} if other <= epoch)[-STATES:]
         for other in states.keys() - set(kept):
             self.store.remove(states[other])
+        return True
 
     def load_state(self, trial_number: int, give_up: bool = False) -> Resumable | None:
         """Where a trial can be taken up again; None if it has to begin anew.

@@ -5,14 +5,14 @@ import io
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from data.errors import UserError
-from data.files import nearest, unwritable, write_whole
+from data.files import always, nearest, unwritable, write_whole
 
 if TYPE_CHECKING:
     from optuna.artifacts import Boto3ArtifactStore
@@ -47,8 +47,17 @@ class Store(Protocol):
             FileNotFoundError: there is nothing of that name.
         """
 
-    def write(self, name: str, content: bytes | memoryview) -> None:
-        """In place of what has that name; if it cannot be written, that is left as it was."""
+    def write(
+        self, name: str, content: bytes | memoryview, may_appear: Callable[[], bool] = always
+    ) -> bool:
+        """In place of what has that name; if it cannot be written, that is left as it was.
+
+        Args:
+            may_appear: asked as late as possible; if not, nothing is written.
+
+        Returns:
+            Whether it was written.
+        """
 
     def remove(self, name: str) -> None:
         """Nothing, if another process was faster."""
@@ -72,10 +81,12 @@ class Folder:
     def read(self, name: str) -> bytes:
         return (self.path / name).read_bytes()
 
-    def write(self, name: str, content: bytes | memoryview) -> None:
+    def write(
+        self, name: str, content: bytes | memoryview, may_appear: Callable[[], bool] = always
+    ) -> bool:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            write_whole(self.path / name, content)
+            return write_whole(self.path / name, content, may_appear)
         except OSError as error:
             reason = error.strerror
             if error.errno in OUT_OF_SPACE:
@@ -114,9 +125,14 @@ class Bucket:
         with self._as_os_error(name):
             return self.artifacts.open_reader(self.prefix + name).read()
 
-    def write(self, name: str, content: bytes | memoryview) -> None:
+    def write(
+        self, name: str, content: bytes | memoryview, may_appear: Callable[[], bool] = always
+    ) -> bool:
+        if not may_appear():
+            return False
         with self._as_os_error(name):
             self.artifacts.write(self.prefix + name, io.BytesIO(content))
+        return True
 
     def remove(self, name: str) -> None:
         with self._as_os_error(name):

@@ -1,6 +1,7 @@
 import itertools
 import json
 import math
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -25,11 +26,10 @@ from search.lost import LostTrials
 from search.objective import Outcome
 from search.prepare import first_trials
 from search.sampler import CurveGPSampler
-from search.saver import Saver
 from search.stop import StopRequest
 from search.warm import EARLIER_TRIALS
 from search.worker import Worker, beating_heart
-from studies.checkpoints import Checkpoint, open_checkpoints
+from studies.checkpoints import Checkpoint, open_checkpoints, weights_name
 from studies.config import StudyConfig, load_study_file
 from studies.database import DatabaseStorage
 from studies.ownership import OwnedStorage
@@ -300,21 +300,21 @@ def test_a_running_trial_that_cannot_be_read_stops_no_worker(
     assert storage.count(1) == 4, "another is there in its place"
 
 
-def test_a_checkpoint_that_was_to_be_written_before_a_long_pause_replaces_none_of_its_new_worker(
+def test_a_checkpoint_whose_writing_a_long_pause_interrupts_replaces_none_of_its_new_worker(
     tmp_path: Path, data_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage = open_database(f"sqlite:///{tmp_path / 'a.db'}", create=True)
     worker = make_worker(storage, tmp_path, data_cache, {}, **{"budget.trials": 1})
-    theirs, write = open_database(storage.url), Saver._write
+    theirs, fsync = open_database(storage.url), os.fsync
 
-    def paused_and_written(saver: Saver, *kept: Any) -> Any:
+    def paused(descriptor: int) -> None:
+        fsync(descriptor)
         monkeypatch.undo()
         assert theirs.take_away(1, storage.owner(1), 3, "silence")
         assert theirs.take(1)
         worker.checkpoints.save(0, Checkpoint({"weight": torch.tensor(9)}, 9, 0.9))
-        return write(saver, *kept)
 
-    monkeypatch.setattr(Saver, "_write", paused_and_written)
+    monkeypatch.setattr(os, "fsync", paused)
     stop = StopRequest(grace_seconds=3600)
 
     def train(parameters: Mapping[str, Any], context: TrialContext) -> Iterator[EpochResult]:
@@ -323,6 +323,7 @@ def test_a_checkpoint_that_was_to_be_written_before_a_long_pause_replaces_none_o
 
     replace(worker, objective=train, stop=stop).work()
     assert worker.checkpoints.load(0).epoch == 9
+    assert sorted(worker.checkpoints.store.names()) == [weights_name(0)], "nothing is left beside"
 
 
 def test_a_trial_that_is_another_s_and_cannot_be_read_stops_no_worker(

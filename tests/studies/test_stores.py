@@ -32,7 +32,9 @@ def test_what_is_written_is_there_until_it_is_removed(store: Store) -> None:
     store.write("a", large)
     store.write("b", b"first")
     store.write("b", memoryview(b"second"))
-    assert sorted(store.names()) == ["a", "b"]
+    assert not store.write("b", b"third", may_appear=lambda: False)
+    assert store.write("b", memoryview(b"second"), may_appear=lambda: True)
+    assert sorted(store.names()) == ["a", "b"], "nothing is left beside"
     assert store.read("a") == large
     assert store.read("b") == b"second"
     store.remove("a")
