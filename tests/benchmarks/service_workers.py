@@ -2,6 +2,7 @@
 
 import os
 import time
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -149,7 +150,9 @@ def serve(load: Load) -> Timings:
     except Exception as error:  # noqa: BLE001
         if not timings.started:
             _barrier.abort()
-        timings.error = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        where = " < ".join(frame.name for frame in traceback.extract_tb(error.__traceback__)[::-1])
+        said = " ".join(str(error.__cause__ or error).split())[:200]
+        timings.error = f"{type(error).__name__} in {where}: {said}"
     timings.cpu = time.process_time() - timings.cpu
     return timings
 
@@ -186,9 +189,10 @@ def _ours(load: Load, timings: Timings) -> None:
         storage = open_storage(load.url)
     timings.count(storage)
     none = Split(torch.empty(0, 3, 32, 32, dtype=torch.uint8), torch.empty(0, dtype=torch.int64))
+    patience = Patience(DEFAULT_SECONDS)
     _barrier.wait(BARRIER_SECONDS)
     timings.start()
-    opened = open_study(STUDY, storage)
+    opened = patience.call(lambda: open_study(STUDY, storage))
     TimedWorker(
         opened=opened,
         storage=storage,
@@ -197,7 +201,7 @@ def _ours(load: Load, timings: Timings) -> None:
         device=torch.device("cpu"),
         checkpoints=open_checkpoints(opened, Path(load.root), place=None),
         stop=StopRequest(),
-        patience=Patience(DEFAULT_SECONDS),
+        patience=patience,
         lost_trials=LostTrials(opened, storage),
         deadline=None,
     ).work()
