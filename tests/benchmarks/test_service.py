@@ -25,7 +25,9 @@ def test_both_services_run_the_same_trials(
         assert row.ask[0] > row.tell[0] > 0
     ours, plain = rows
     assert ours.statements_per_epoch < plain.statements_per_epoch or kind == "proxy"
-    assert ours.statements_per_epoch < 2 or kind == "sqlite"
+    # A report; whose the trial is, before its weights are replaced; and at three epochs of ten what
+    # others had reached.
+    assert ours.statements_per_epoch < 2.5 or kind == "sqlite"
     assert list(table(read_results(results))) == list(table(rows))
     *_, first, second = table(rows)
     assert " hpsearch |" in first
