@@ -52,9 +52,6 @@ def write_whole(
         appears = may_appear()
         if appears:
             temporary.replace(path)
-        else:
-            temporary.unlink()
         return appears
-    except BaseException:
+    finally:
         temporary.unlink(missing_ok=True)
-        raise

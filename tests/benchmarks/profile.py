@@ -53,19 +53,10 @@ def milliseconds_by_part(
 ) -> dict[str, float]:
     """Mean time of a step of an epoch of `data`, by part, after an epoch that is not counted."""
     context = TrialContext(data, data.train.images.device, 10**6, 0, precision)
-    normalised = Normaliser.__call__
-
-    def recorded_augment(*given: Any) -> Any:
-        with record_function("augmentation"):
-            return augment(*given)
-
-    def recorded_normaliser(*given: Any) -> Any:
-        with record_function("normalisation"):
-            return normalised(*given)
-
+    augmenting, normalising = record_function("augmentation"), record_function("normalisation")
     with (
-        patch.object(trial, "augment", recorded_augment),
-        patch.object(Normaliser, "__call__", recorded_normaliser),
+        patch.object(trial, "augment", augmenting(augment)),
+        patch.object(Normaliser, "__call__", normalising(Normaliser.__call__)),
     ):
         results = trial.train(parameters, context)
         next(results)

@@ -5,7 +5,7 @@
 
 The first is the entire table: 48 cells of 1,000 trials, some three hours on two cores (reckoned
 from smaller cells). Interrupted, it goes on after the last cell in the file. Do nothing else on
-the machine. 64 processes of plain Optuna that have each read 10,000 trials need more than 35 GB:
+the machine. 64 processes of plain Optuna that have each read 10,000 trials need more than 24 GB:
 with less, leave that cell out (`--workers 1 4 16 32`, then `--workers 64 --services hpsearch`).
 
 Trials that only sleep and report ten epochs, by real workers (`search.worker`), each a process of
