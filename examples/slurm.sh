@@ -24,9 +24,9 @@ export OMP_NUM_THREADS="$SLURM_CPUS_PER_TASK"
 srun --cpus-per-task="$SLURM_CPUS_PER_TASK" hpsearch worker "$@"
 code=$?
 
-# Stopped by the end of its time or by preemption, with work left: another turn in the queue. After
-# scancel this is not reached. Not by SLURM_JOB_ID, which for one of the tasks means all of them.
-if ((code == 143)); then
+# Stopped by the end of its time or by preemption (143), or the storage did not answer for too long
+# (75), with work left: another turn in the queue. After scancel this is not reached. Not by SLURM_JOB_ID, which for one of the tasks means all of them.
+if ((code == 143 || code == 75)); then
     scontrol requeue "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"
 fi
 exit "$code"

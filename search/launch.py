@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Protocol
 
 from search.gpus import ORDER, VARIABLE, visible_gpus
-from search.stop import STOPPED_EXIT_CODES
+from search.stop import STOPPED_EXIT_CODES, leave_terminal
 from studies.ownership import LAUNCH_VARIABLE, worker_name
 from studies.patience import STORAGE_LOST_EXIT_CODE, StorageLost
 from studies.text import without_passwords
@@ -176,6 +176,8 @@ class Interruptions:
         self.received: list[signal.Signals] = []
         self.passed_on = 0
         """How many of them the workers know of."""
+        self.raises = False
+        """Whether the next one raises KeyboardInterrupt: when no worker is left to be asked."""
         self._last_passed_on = 0.0
 
     def install(self) -> None:
@@ -204,11 +206,10 @@ class Interruptions:
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         if number == signal.SIGHUP:
-            # The terminal is gone; writing to it would be an error.
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, sys.stdout.fileno())
-            os.dup2(nowhere, sys.stderr.fileno())
+            leave_terminal()
         self.received.append(signal.Signals(number))
+        if self.raises:
+            raise KeyboardInterrupt
 
 
 @dataclass(slots=True)

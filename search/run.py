@@ -15,7 +15,7 @@ from data.files import DEFAULT_ROOT
 from search.budget import Turn, next_turn
 from search.device import placed, taken_device
 from search.draw import offer_export
-from search.export import any_device, describe, export_best
+from search.export import Exported, any_device, describe, export_best
 from search.launch import (
     Engine,
     Interruptions,
@@ -35,7 +35,7 @@ from search.worker import Worker
 from studies.artifacts import EXPORTED, kept_evaluation
 from studies.checkpoints import CheckpointDirectory, open_checkpoints, reaching
 from studies.config import DEFAULT_OBJECTIVE, SHIPPED, StudyConfig
-from studies.confirmation import mentioned
+from studies.confirmation import Confirmation, mentioned
 from studies.ownership import OwnedStorage
 from studies.patience import CHECKPOINTS, DEFAULT_SECONDS, Patience, StorageLost
 from studies.results import TrialRecord, summarise, utc_now
@@ -139,13 +139,16 @@ def run_study(
 
 
 def unless_stopped(launcher: Launcher, work: Callable[[], int]) -> int:
-    """The exit code of the work; of an interruption, if the storage is lost after it.
+    """The exit code of the work; or of an interruption that ends it, or after which the storage is
+    lost.
 
     Raises:
         StorageLost: nobody has interrupted.
     """
     try:
         return work()
+    except KeyboardInterrupt:
+        return stopped(launcher)
     except StorageLost as error:
         if not launcher.interruptions.received:
             raise
@@ -314,6 +317,7 @@ def _finish(
 ) -> int:
     console, options, opened = launcher.console, launcher.options, prepared.opened
     interruptions = launcher.interruptions
+    interruptions.raises = True
     records = launcher.patience.call(lambda: opened.records, lambda: not interruptions.received)
     summary = summarise(records)
     console.print(
@@ -328,11 +332,15 @@ def _finish(
         console.print("no trial is complete, so there is no model to export")
         return 1
     output = opened.directory(options.root) / EXPORTED
-    kept = kept_evaluation(opened, options.root)
-    exported = export_best(prepared, checkpoints, output, kept, any_device())
-    offer_export(opened, output)
+
+    def export() -> tuple[Exported, Confirmation | None]:
+        kept = kept_evaluation(opened, options.root)
+        exported = export_best(prepared, checkpoints, output, kept, any_device())
+        offer_export(opened, output)
+        return exported, mentioned(opened)
+
+    exported, confirmation = launcher.patience.call(export)
     console.print(describe(exported))
-    confirmation = mentioned(opened)
     if confirmation:
         console.print(
             f"{confirmation.headline}; hpsearch export {opened.config.name} writes that one"

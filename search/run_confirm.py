@@ -73,6 +73,7 @@ def confirm_study(
             launcher.console.print(trouble, style="red")
         if launcher.interruptions.received:
             return stopped(launcher)
+        launcher.interruptions.raises = True
         lacking = launcher.patience.call(lambda: missing(prepared.opened, retrainings))
         if lacking:
             launcher.console.print(
@@ -80,9 +81,12 @@ def confirm_study(
                 f"{options.command}",
             )
             return 1
-        return _finish_confirmation(
-            launcher.console, searched.opened, prepared, checkpoints, options, retrainings
+        launcher.patience.call(
+            lambda: _finish_confirmation(
+                launcher.console, searched.opened, prepared, checkpoints, options, retrainings
+            )
         )
+        return 0
 
     return unless_stopped(launcher, retrain)
 
@@ -94,7 +98,7 @@ def _finish_confirmation(
     checkpoints: CheckpointDirectory,
     options: RunOptions,
     retrainings: Sequence[Retraining],
-) -> int:
+) -> None:
     device = any_device()
     confirmation = judge(searched, prepared, retrainings, checkpoints, device)
     output = searched.directory(options.root) / CONFIRMED
@@ -104,7 +108,6 @@ def _finish_confirmation(
     console.print(describe_confirmation(confirmation))
     console.print(f"model: {output}")
     console.print(f"  to use it: hpsearch predict {output} IMAGE...")
-    return 0
 
 
 def describe_confirmation(confirmation: Confirmation) -> str:

@@ -1,6 +1,8 @@
 """Stopping a worker from outside, at a moment when nothing is lost."""
 
+import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -8,8 +10,8 @@ from types import FrameType
 GRACE_SECONDS = 10.0
 """By default: a running epoch that ends within this time is finished, else abandoned."""
 
-STOPPED_EXIT_CODES = (130, 143)
-"""Of a process that SIGINT or SIGTERM has stopped: 128 and the signal's number."""
+STOPPED_EXIT_CODES = (129, 130, 143)
+"""Of a process that SIGHUP, SIGINT or SIGTERM has stopped: 128 and the signal's number."""
 
 
 @contextmanager
@@ -24,12 +26,19 @@ def signals_as_before() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def leave_terminal() -> None:
+    """After SIGHUP: the terminal is gone, and to write to it would be an error."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.dup2(nowhere, sys.stderr.fileno())
+
+
 class Stopped(BaseException):
     """Raised in the middle of an epoch that is not to be finished."""
 
 
 class StopRequest:
-    """Whether SIGINT (Ctrl-C) or SIGTERM has asked this process to stop.
+    """Whether SIGINT (Ctrl-C), SIGTERM or a terminal that closes has asked this process to stop.
 
     The first signal lets the running epoch end within `grace_seconds`; after that, or at a second
     signal, `Stopped` is raised, but only inside `interruptible()`: never while the storage is
@@ -47,6 +56,9 @@ class StopRequest:
         """Handle the signals of this process; to be called in its main thread."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
             signal.signal(number, self._handle)
+        # nohup ignores it.
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, self._handle)
 
     def disarm(self) -> None:
         """Cancel the end of the grace period: it must not kill a process that is leaving."""
@@ -61,6 +73,8 @@ class StopRequest:
         return 128 + self.signal if self.signal is not None else 0
 
     def _handle(self, number: int, _: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            leave_terminal()
         if self.signal is None:
             self.signal = signal.Signals(number)
             if self._grace_seconds > 0:

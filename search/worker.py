@@ -131,7 +131,7 @@ class Worker:
         """Run a trial that was claimed. From here on its heart beats."""
         name = f"the trial of identity {trial_id}"
         try:
-            with beating_heart(self.storage, trial_id, self.lost_trials):
+            with beating_heart(self.storage, trial_id, self.lost_trials, self.patience):
                 trial = self.patience.call(lambda: self._trial(trial_id), self._may_wait)
                 name = f"trial {trial.number}"
                 self._run(trial)
@@ -287,7 +287,9 @@ class Worker:
 
 
 @contextmanager
-def beating_heart(storage: OwnedStorage, trial_id: int, lost_trials: LostTrials) -> Iterator[None]:
+def beating_heart(
+    storage: OwnedStorage, trial_id: int, lost_trials: LostTrials, patience: Patience
+) -> Iterator[None]:
     """Record a heartbeat of the trial from now on, and look whose heart does not beat."""
     ended = threading.Event()
 
@@ -308,6 +310,8 @@ def beating_heart(storage: OwnedStorage, trial_id: int, lost_trials: LostTrials)
         while not ended.wait(HEARTBEAT_SECONDS if beats and looks else HEARTBEAT_AGAIN_SECONDS):
             record = partial(storage.record_heartbeat, trial_id)
             beats = answers(record, "a heartbeat could not be recorded", not beats)
+            if beats:
+                patience.heard()
             look = lost_trials.take_back
             looks = answers(look, "lost trials could not be looked for", not looks)
 

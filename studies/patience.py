@@ -6,6 +6,7 @@ goes on from.
 """
 
 import logging
+import math
 import sqlite3
 import time
 from collections.abc import Callable
@@ -23,6 +24,8 @@ STORAGE_LOST_EXIT_CODE = 75
 
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 10.0
+LONGEST_STRETCH_SECONDS = 2 * LONGEST_PAUSE_SECONDS
+"""Between two failures. If they are further apart, it is not known what was between them."""
 
 # By class of https://www.postgresql.org/docs/current/errcodes-appendix.html
 TRANSIENT_CLASSES = (
@@ -129,6 +132,7 @@ class Patience:
         self._since: float | None = None
         self._pause = FIRST_PAUSE_SECONDS
         self._next = 0.0
+        self._failed_at = self._heard_at = -math.inf
         self.trouble: str | None = None
         """What the database said last, if it does not answer at the moment."""
 
@@ -136,6 +140,13 @@ class Patience:
     def waited(self) -> float:
         """Seconds for which the database has not answered; 0 if it does."""
         return 0.0 if self._since is None else self._clock() - self._since
+
+    def heard(self) -> None:
+        """The database has answered this process to something else, such as a heartbeat.
+
+        Where it is called but once in many minutes, two short outages are then not one long one.
+        """
+        self._heard_at = self._clock()
 
     def call(self, function: Callable[[], T], may_wait: Callable[[], bool] = lambda: True) -> T:
         """Call a function until the database answers.
@@ -186,6 +197,9 @@ class Patience:
             raise error
         now = self._clock()
         self.trouble = reason(error)
+        if self._failed_at < self._heard_at and now - self._failed_at > LONGEST_STRETCH_SECONDS:
+            self._since = None
+        self._failed_at = now
         if self._since is None:
             self._since, self._pause = now, FIRST_PAUSE_SECONDS
             logger.warning(

@@ -392,7 +392,7 @@ def test_of_a_beat_and_a_look_for_lost_trials_neither_waits_for_the_other(
     monkeypatch.setattr("search.worker.HEARTBEAT_SECONDS", 0.01)
     monkeypatch.setattr("search.worker.HEARTBEAT_AGAIN_SECONDS", 0.01)
     troubled: Any = Troubled(failing)
-    with caplog.at_level("INFO"), beating_heart(troubled, 1, troubled):
+    with caplog.at_level("INFO"), beating_heart(troubled, 1, troubled, Patience(60)):
         wait_for(lambda: len(troubled.steps) >= 4, seconds=5)
     assert troubled.steps[:4] == ["beat", "look"] * 2
     assert caplog.messages == [said], "once, as long as it lasts"

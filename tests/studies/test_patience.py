@@ -74,6 +74,35 @@ def test_the_patience_counts_from_the_first_failure_of_a_stretch(clock: Clock) -
     assert 60 < clock.now < 75
 
 
+def test_two_short_outages_are_not_a_long_one_if_a_heart_has_beaten_between_them(
+    clock: Clock,
+) -> None:
+    def fails_again_after_an_epoch(beats: bool) -> None:
+        patience = Patience(600, clock)
+        assert patience.attempt(failing(locked()), "later") == "later"
+        clock.now += 450
+        if beats:
+            patience.heard()
+        clock.now += 450
+        assert patience.attempt(failing(locked()), "later") == "later"
+        assert patience.waited == 0
+
+    fails_again_after_an_epoch(beats=True)
+    with pytest.raises(StorageLost, match="has not answered for 900 s"):
+        fails_again_after_an_epoch(beats=False)
+
+
+def test_a_heart_that_beats_does_not_make_a_call_wait_for_ever(clock: Clock) -> None:
+    patience = Patience(60, clock)
+
+    def writes() -> None:
+        patience.heard()
+        raise locked()
+
+    with pytest.raises(StorageLost, match=r"has not answered for 6\d s"):
+        patience.call(writes)
+
+
 def test_a_success_begins_the_count_anew(clock: Clock) -> None:
     patience = Patience(20, clock)
     for _ in range(10):

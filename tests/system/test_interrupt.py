@@ -1,18 +1,24 @@
 """Ctrl-C and SIGTERM, on the real command in a real terminal and without one."""
 
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 from optuna.trial import TrialState
 
-from studies.results import WORKER
+from search.prepare import create_from_file
+from search.run import RunOptions, run_study
+from studies.config import load_study_file
+from studies.results import LOSSES, WORKER
 from studies.storage import open_storage
-from studies.study import open_study
+from studies.study import exists, open_study
+from tests.system.processes import running, wait_for
 from tests.system.terminal import Terminal
 
 Hpsearch = Callable[..., subprocess.CompletedProcess[str]]
@@ -98,6 +104,61 @@ def test_ctrl_c_twice_abandons_a_long_epoch(status: Status, study: Path, tmp_pat
         terminal.close()
     stopped = status("own", url)
     assert (stopped["running"], stopped["waiting"]) == (0, 1)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_an_epoch_longer_than_the_grace_period_is_abandoned_and_its_trial_handed_back(
+    number: signal.Signals,
+    code: int,
+    write_own_study: Callable[[str, str], Path],
+    tmp_path: Path,
+) -> None:
+    url = f"sqlite:///{tmp_path / 'a.db'}"
+    study = write_own_study(OBJECTIVES, STUDY.replace("objectives:short", "objectives:long"))
+    with running(tmp_path, "worker", study, "--storage", url, "--grace", 1) as worker:
+        wait_for(lambda: epochs_reported(tmp_path / "a.db"))
+        started = time.monotonic()
+        worker.send_signal(number)
+        assert worker.wait(60) == code
+    assert time.monotonic() - started < 15, "and not the ten minutes of the epoch"
+    (trial,) = open_study("own", open_storage(url)).study.get_trials()
+    assert trial.state == TrialState.WAITING
+    assert trial.intermediate_values == {1: 0.1}
+    assert LOSSES not in trial.user_attrs
+
+
+def epochs_reported(database: Path) -> int:
+    storage = open_storage(f"sqlite:///{database}", create=True)
+    if not exists(storage, "own"):
+        return 0
+    trials = open_study("own", storage).study.get_trials()
+    return sum(len(trial.intermediate_values) for trial in trials)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_export_after_a_search_is_stopped_at_once(
+    number: signal.Signals,
+    study: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    storage = open_storage(f"sqlite:///{tmp_path / 'a.db'}", create=True)
+    config = load_study_file(str(study))
+    prepared = create_from_file(storage, config, "own", tmp_path / "var")
+    for _ in range(2):
+        prepared.opened.study.add_trial(optuna.create_trial(value=0.5))
+
+    def export(*_: object) -> None:
+        os.kill(os.getpid(), number)
+        time.sleep(60)
+        pytest.fail("not stopped")
+
+    monkeypatch.setattr("search.run.export_best", export)
+    options = RunOptions("hpsearch run own", root=tmp_path / "var")
+    assert run_study(config, storage, options) == 128 + number
+    assert "stopped; to continue: hpsearch run own" in capsys.readouterr().out
 
 
 def running_worker(url: str) -> int:
