@@ -37,14 +37,14 @@ def test_a_trial_that_was_interrupted_is_as_one_that_was_not(
 ) -> None:
     """Its curve goes on after its last epoch, and is that of a training in one go."""
     (tmp_path / "tiny.toml").write_text(
-        STUDY.format(few_images=few_images).replace("epochs = 2", "epochs = 15")
+        STUDY.format(few_images=few_images).replace("epochs = 2", "epochs = 9")
     )
     url = f"sqlite:///{tmp_path / 'a.db'}"
     command = [HPSEARCH, "worker", "tiny.toml", "--directory", "var", "--storage", url]
     worker = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     assert worker.stderr is not None
     for line in worker.stderr:
-        if "epoch 2 of 15" in line:
+        if "epoch 2 of 9" in line:
             break
     worker.terminate()
     worker.communicate(timeout=60)
@@ -52,12 +52,12 @@ def test_a_trial_that_was_interrupted_is_as_one_that_was_not(
     again = hpsearch("worker", "tiny", HPSEARCH_STORAGE=url)
     assert again.returncode == 0, again.stderr
     assert re.search(r"trial 0: goes on after epoch \d+\n", again.stderr)
-    assert "epoch 2 of 15" not in again.stderr
+    assert "epoch 2 of 9" not in again.stderr
     replayed = hpsearch("replay", "tiny", "--trial", 0, "--json", HPSEARCH_STORAGE=url)
     assert replayed.returncode == 0, replayed.stdout
     found = json.loads(replayed.stdout)
     assert found["identical"]
-    assert len(found["recorded"]) == 15
+    assert len(found["recorded"]) == 9
 
 
 def test_a_trial_is_the_same_again_and_another_curve_is_told_from_it(
