@@ -160,7 +160,7 @@ class TrialSettings(Section):
     deterministic: bool = False
     """Whether a GPU, too, is to give the same results each time."""
     max_retries: int = Field(default=3, ge=0)
-    """How many workers a trial may lose before it has failed."""
+    """How many workers a trial may lose, without a new epoch in between, before it has failed."""
     compile: bool = False
     """Whether to compile the network with `torch.compile`."""
 

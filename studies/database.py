@@ -31,10 +31,12 @@ from studies.results import (
     EARLIER_RUNS,
     EPOCHS_BEFORE,
     ERROR,
+    FRUITLESS,
     LOSSES,
     OWNER,
     WORKER,
     TrialRecord,
+    fruitless,
     runs_until,
     utc_now,
 )
@@ -213,9 +215,14 @@ class DatabaseStorage(OwnedStorage, RDBStorage):
                 sqlalchemy.select(beats.heartbeat).where(beats.trial_id == trial_id)
             ).scalar()
             attributes = _left(found, last_sign or utc_now(), lost=True)
-            self._put_attributes(session, trial_id, {**attributes, LOSSES: losses})
-            if losses > most_losses:
-                times = "once" if losses == 1 else f"{losses} times"
+            in_a_row, epochs = fruitless(
+                self._get(session, trial_id, FRUITLESS), len(found.intermediate_values)
+            )
+            attributes |= {LOSSES: losses, FRUITLESS: [in_a_row, epochs]}
+            self._put_attributes(session, trial_id, attributes)
+            if in_a_row > most_losses:
+                times = f"{in_a_row} times without a new epoch in between"
+                times = "once" if in_a_row == 1 else times
                 self._fail(session, trial_id, f"its worker was lost {times}; last: {reason}")
             else:
                 self._set_state(session, trial_id, state=TrialState.WAITING)

@@ -243,7 +243,7 @@ class OwnedStorage(BaseStorage):
         Args:
             owner: who had it when its worker was found to be lost. If another has it by now,
                 nothing is done.
-            most_losses: how many workers it may lose.
+            most_losses: how many workers it may lose without a new epoch in between.
             reason: of the last loss, in words.
             if_silent: whether nothing is done either if its heart beats again by now.
 

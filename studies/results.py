@@ -29,6 +29,9 @@ OWNER = "owner"
 """The token of the worker that has the trial; none if none has."""
 LOSSES = "lost_workers"
 """How many workers were lost while they ran the trial."""
+FRUITLESS = "lost_workers_without_epoch"
+"""How many of them since it last had an epoch that it had never had, and how many epochs it had
+then; see `fruitless`."""
 EARLIER_RUNS = "earlier_runs"
 """Those of a trial that was handed back or whose worker was lost; see `runs_until`."""
 CONFIRMS = "confirms"
@@ -188,6 +191,22 @@ def runs_until(trial: FrozenTrial, ended: datetime, lost: bool) -> list[dict[str
         until = max(started, ended)
         runs = (*runs, Run(before.worker, started, until, before.epochs_before, epochs, lost))
     return [for_json(asdict(run)) for run in runs]
+
+
+def fruitless(before: object, epochs: int) -> tuple[int, int]:
+    """What `FRUITLESS` is to be of a trial whose worker is lost.
+
+    To begin anew and come as far as before is no progress: who is lost each time at the same place,
+    or never comes farther than it once was, would else go on for ever.
+
+    Args:
+        before: what is stored of it; whoever can write to the database may have stored anything.
+        epochs: that it has.
+    """
+    losses, most = 0, 0
+    if isinstance(before, list) and len(before) == 2:
+        losses, most = map(_epochs, before)
+    return (1, epochs) if epochs > most else (losses + 1, most)
 
 
 def _state(trial: FrozenTrial) -> str:

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +24,7 @@ from pathlib import Path
 from optuna.trial import FrozenTrial, TrialState
 
 from studies.checkpoints import CheckpointDirectory, open_checkpoints
-from studies.results import LOSSES, rank, record
+from studies.results import ERROR, LOSSES, rank, record
 from studies.storage import open_database
 from studies.study import OpenedStudy, open_study
 from tests.conftest import HPSEARCH, Postgres, running_postgres
@@ -38,15 +38,12 @@ PAUSE_BETWEEN_EVENTS = (4.0, 14.0)  # seconds
 LONGEST_OUTAGE = 30.0
 LONGEST_SLEEP = 100.0
 """Of a paused worker: after 60 s it is taken for dead."""
-LOST = 1_000
-"""Workers that a trial may lose, all of whom are killed by us."""
 
 STUDY = """
 name = "soak"
 [trial]
 epochs = {epochs}
 objective = "objectives:train"
-max_retries = {lost}
 [space]
 x = {{ low = 0.0, high = 1.0 }}
 y = {{ low = 0.0, high = 1.0 }}
@@ -189,7 +186,7 @@ def checks(
     finished = states[TrialState.COMPLETE] + states[TrialState.PRUNED]
     yield code == 0, f"hpsearch run ended with exit code {code}"
     yield finished == trials, f"{finished} trials finished, {trials} were asked for"
-    yield len(found) == finished, f"in no other state: {len(found) - finished}"
+    yield len(found) == finished, f"in another state: {len(found) - finished}{_why(found)}"
     epochs: dict[tuple[int, int], set[float]] = {}
     count = 0
     for seed, epoch, accuracy in trained(directory):
@@ -208,7 +205,9 @@ def checks(
     best = rank([record(trial) for trial in found])[: opened.config.checkpoints.keep]
     loadable = sum(1 for trial in best if _is_loadable(checkpoints, trial.number, trial.value))
     yield loadable == len(best) > 0, f"checkpoints of the best: {loadable} of {len(best)} loadable"
-    yield True, f"workers lost in the middle of a trial: {sum(_losses(trial) for trial in found)}"
+    losses = [_losses(trial) for trial in found]
+    lost = f"{sum(losses)}, {max(losses)} of them in one"
+    yield True, f"workers lost in the middle of a trial: {lost}"
 
 
 def _reported_as_trained(trial: FrozenTrial, epochs: dict[tuple[int, int], set[float]]) -> bool:
@@ -222,6 +221,12 @@ def _reported_as_trained(trial: FrozenTrial, epochs: dict[tuple[int, int], set[f
 def _is_loadable(checkpoints: CheckpointDirectory, number: int, value: float | None) -> bool:
     weights = checkpoints.load(number).weights["accuracy"]
     return value is not None and weights.tolist() == [value] * 10_000
+
+
+def _why(trials: Sequence[FrozenTrial]) -> str:
+    """Of those that have failed."""
+    failed = [trial for trial in trials if ERROR in trial.user_attrs]
+    return "".join(f"; trial {trial.number}: {trial.user_attrs[ERROR]}" for trial in failed)
 
 
 def _losses(trial: FrozenTrial) -> int:
@@ -241,7 +246,7 @@ def main() -> int:
         (directory / "objectives.py").write_text(
             OBJECTIVES.format(seconds=seconds / arguments.trials / MEAN_EPOCHS)
         )
-        study = STUDY.format(epochs=EPOCHS, lost=LOST, trials=arguments.trials)
+        study = STUDY.format(epochs=EPOCHS, trials=arguments.trials)
         (directory / "own.toml").write_text(study)
         database = server.new_database()
         night = Night(directory, database, arguments.workers, random.Random(arguments.seed))

@@ -19,7 +19,7 @@ from studies.database import DatabaseStorage
 from studies.ownership import NotOwned, OwnedStorage, own_name
 from studies.patience import ProxyFailure
 from studies.proxy import start
-from studies.results import EPOCHS_BEFORE, ERROR, LOSSES, OWNER, WORKER, record
+from studies.results import EPOCHS_BEFORE, ERROR, FRUITLESS, LOSSES, OWNER, WORKER, record
 from studies.standing import TURN
 from studies.storage import STALE_SECONDS, open_database, open_storage
 
@@ -446,8 +446,47 @@ def test_a_trial_that_loses_too_many_workers_has_failed(
     found = ours.get_trial(trial)
     assert found.state == TrialState.FAIL
     assert found.datetime_complete is not None
-    assert found.user_attrs[ERROR] == "its worker was lost 3 times; last: killed 3"
+    said = "its worker was lost 3 times without a new epoch in between; last: killed 3"
+    assert found.user_attrs[ERROR] == said
     assert not ours.take(trial)
+
+
+def lose(ours: OwnedStorage, trial: int, epochs: int, before: int | None = None) -> TrialState:
+    """Let a worker take the trial, be lost after this epoch, and say what becomes of the trial.
+
+    Args:
+        before: the epoch that it goes on after; by default the last one reported.
+    """
+    assert ours.take(trial)
+    before = len(ours.get_trial(trial).intermediate_values) if before is None else before
+    reports = {epoch: 0.1 * epoch for epoch in range(before + 1, epochs + 1)}
+    ours.report(trial, reports, {EPOCHS_BEFORE: before}, {})
+    assert len(ours.get_trial(trial).intermediate_values) == epochs
+    assert ours.take_away(trial, ours.owner(trial), 2, "preempted")
+    return ours.get_trial(trial).state
+
+
+def test_a_trial_that_makes_progress_may_lose_any_number_of_workers(
+    ours: OwnedStorage, study: optuna.Study
+) -> None:
+    trial = waiting(ours, study)
+    # Twice in the same epoch, each time: one loss less than it may have.
+    for epoch in range(1, 6):
+        assert [lose(ours, trial, epoch), lose(ours, trial, epoch)] == [TrialState.WAITING] * 2
+    assert ours.get_trial(trial).user_attrs[LOSSES] == 10
+    assert lose(ours, trial, 5) == TrialState.FAIL
+    found = ours.get_trial(trial)
+    said = "its worker was lost 3 times without a new epoch in between; last: preempted"
+    assert found.user_attrs[ERROR] == said
+    assert (found.user_attrs[LOSSES], found.user_attrs[FRUITLESS]) == (11, [3, 5])
+
+
+def test_a_trial_that_begins_anew_each_time_and_dies_in_the_same_epoch_has_failed(
+    ours: OwnedStorage, study: optuna.Study
+) -> None:
+    trial = waiting(ours, study)
+    states = [lose(ours, trial, 2, before=0) for _ in range(3)]
+    assert states == [TrialState.WAITING, TrialState.WAITING, TrialState.FAIL]
 
 
 def test_a_dead_worker_s_trials_are_taken_back_and_no_other_s(

@@ -2,6 +2,7 @@ import json
 import math
 import time
 from datetime import datetime
+from typing import Any
 
 import pytest
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -10,6 +11,7 @@ from studies.results import (
     EARLIER_RUNS,
     Run,
     as_json,
+    fruitless,
     rank,
     readable_seconds,
     record,
@@ -126,6 +128,30 @@ def test_a_run_is_kept_once_though_its_end_is_said_twice() -> None:
     document = as_json(summarise([]), [record(running)])
     assert document["top"][0]["earlier_runs"][0]["ended"] == "2026-01-01T00:05:00Z"
     json.dumps(document)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "losses"),
+    [
+        ((0, 0, 0), (1, 2, 3)),
+        ((0, 1, 2), (1, 1, 1)),
+        ((1, 1, 2, 2, 2), (1, 2, 1, 2, 3)),
+        ((3, 1, 2, 3, 4), (1, 2, 3, 4, 1)),  # After the first it has begun anew.
+        ((3, 5, 3, 5, 3), (1, 1, 2, 3, 4)),  # Each time.
+    ],
+)
+def test_losses_count_from_the_last_epoch_that_the_trial_had_never_had(
+    epochs: tuple[int, ...], losses: tuple[int, ...]
+) -> None:
+    stored: list[int] | None = None
+    for reached, expected in zip(epochs, losses, strict=True):
+        stored = list(fruitless(stored, reached))
+        assert stored[0] == expected
+
+
+@pytest.mark.parametrize("strange", ["", "ab", 7, {}, [1], ["a", None], [-1, 5e300], [[], {}]])
+def test_nonsense_in_place_of_the_losses_counts_for_nothing(strange: Any) -> None:
+    assert fruitless(strange, 1) == (1, 1)
 
 
 @pytest.mark.parametrize(
