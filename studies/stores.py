@@ -26,6 +26,8 @@ S3_LOCATION = re.compile(r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/
 S3_CONNECT_SECONDS = 5
 S3_READ_SECONDS = 20
 S3_ATTEMPTS = 3
+S3_WRITES = 5
+"""Of one object, while others change it in between."""
 
 
 class Store(Protocol):
@@ -53,7 +55,10 @@ class Store(Protocol):
         """In place of what has that name; if it cannot be written, that is left as it was.
 
         Args:
-            may_appear: asked as late as possible; if not, nothing is written.
+            may_appear: if not, nothing is written. In a folder it is asked when all is on the disk,
+                just before the renaming. In a bucket it is asked before the content is sent, which
+                may take minutes; what another has written there meanwhile is not replaced, but it
+                is asked again.
 
         Returns:
             Whether it was written.
@@ -104,7 +109,10 @@ def megabytes(size: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """What begins with `prefix` in a bucket, through Optuna's artifact store for S3."""
+    """What begins with `prefix` in a bucket, read through Optuna's artifact store for S3.
+
+    That cannot write under a condition.
+    """
 
     artifacts: "Boto3ArtifactStore"
     prefix: str
@@ -128,11 +136,54 @@ class Bucket:
     def write(
         self, name: str, content: bytes | memoryview, may_appear: Callable[[], bool] = always
     ) -> bool:
-        if not may_appear():
-            return False
+        from botocore.exceptions import ClientError
+
+        key = self.prefix + name
         with self._as_os_error(name):
-            self.artifacts.write(self.prefix + name, io.BytesIO(content))
+            if may_appear is always:
+                self._put(key, content)
+                return True
+            for attempt in range(1, S3_WRITES + 1):
+                condition = self._as_it_is(key)
+                if not may_appear():
+                    return False
+                try:
+                    self._put_if(condition, key, content)
+                    break
+                except ClientError as error:
+                    if not _was_changed(error) or attempt == S3_WRITES:
+                        raise
         return True
+
+    def _put_if(self, condition: dict[str, str], key: str, content: bytes | memoryview) -> None:
+        from botocore.exceptions import ClientError
+
+        try:
+            self._put(key, content, **condition)
+        except ClientError as error:
+            if _status(error) != 501 and _code(error) != "NotImplemented":
+                raise
+            # Not every server knows of conditions.
+            self._put(key, content)
+
+    def _put(self, key: str, content: bytes | memoryview, **condition: str) -> None:
+        # As a file it is sent in pieces, each with a timeout of its own; and at once, in no parts
+        # that stay if this process is killed.
+        self.artifacts.client.put_object(
+            Bucket=self.artifacts.bucket, Key=key, Body=io.BytesIO(content), **condition
+        )
+
+    def _as_it_is(self, key: str) -> dict[str, str]:
+        """The condition that nobody has written there since."""
+        from botocore.exceptions import ClientError
+
+        try:
+            found = self.artifacts.client.head_object(Bucket=self.artifacts.bucket, Key=key)
+        except ClientError as error:
+            if _status(error) == 404:
+                return {"IfNoneMatch": "*"}
+            raise
+        return {"IfMatch": found["ETag"]}
 
     def remove(self, name: str) -> None:
         with self._as_os_error(name):
@@ -223,8 +274,7 @@ def _artifacts(bucket: str) -> "Boto3ArtifactStore":
         client = boto3.Session().client("s3", config=config)
     except (BotoCoreError, ValueError) as error:  # A profile, a region, an endpoint's URL.
         raise UserError(f"--checkpoints: {' '.join(str(error).split())}") from error
-    # What is written is in memory already.
-    return Boto3ArtifactStore(bucket, client, avoid_buf_copy=True)
+    return Boto3ArtifactStore(bucket, client)
 
 
 def _will_pass(error: Any) -> bool:
@@ -232,6 +282,18 @@ def _will_pass(error: Any) -> bool:
     from botocore.exceptions import ClientError, ConnectionError, HTTPClientError
 
     if isinstance(error, ClientError):
-        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        return bool(status >= 500 or status == 429)
+        return _status(error) >= 500 or _status(error) == 429
     return isinstance(error, ConnectionError | HTTPClientError)
+
+
+def _was_changed(error: Any) -> bool:
+    """Whether an object is not as the condition has it: changed, being changed, or removed."""
+    return _status(error) in (409, 412) or _code(error) == "NoSuchKey"
+
+
+def _status(error: Any) -> int:
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _code(error: Any) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))

@@ -5,12 +5,16 @@ import resource
 import subprocess
 import urllib.request
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import boto3
 import pytest
+from botocore.awsrequest import AWSResponse
 
 from data.errors import UserError
-from studies.stores import Folder, Store, open_store
+from studies.stores import S3_WRITES, Bucket, Folder, Store, open_store
 from tests.s3 import PAGE, SECRET, new_bucket, s3_server
 
 
@@ -28,7 +32,7 @@ def store(place: str) -> Store:
 
 def test_what_is_written_is_there_until_it_is_removed(store: Store) -> None:
     assert store.names() == []
-    large = os.urandom(9_000_000)  # Sent to S3 in parts.
+    large = os.urandom(9_000_000)  # More than boto3 sends to S3 in one part.
     store.write("a", large)
     store.write("b", b"first")
     store.write("b", memoryview(b"second"))
@@ -60,6 +64,103 @@ def test_more_names_than_a_page_of_s3_are_all_there(s3_bucket: str) -> None:
     for name in names:
         store.write(name, b"")
     assert set(store.names()) == names
+
+
+@pytest.fixture
+def bucket(s3_bucket: str) -> Bucket:
+    store = open_store(f"{s3_bucket}/some/where", "flowers", to_write=True)
+    assert isinstance(store, Bucket)
+    return store
+
+
+def before_each_put(bucket: Bucket, act: Callable[[Any], AWSResponse | None]) -> None:
+    """Let something happen when a request is on its way, or take the server's place."""
+
+    def held(request: Any, **_: object) -> AWSResponse | None:
+        return act(request)
+
+    bucket.artifacts.client.meta.events.register("before-send.s3.PutObject", held)
+
+
+def refusal(request: Any, status: int, code: str) -> AWSResponse:
+    class Raw:
+        def stream(self) -> Iterator[bytes]:
+            yield f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode()
+
+    return AWSResponse(request.url, status, {}, Raw())
+
+
+@pytest.mark.parametrize("before", [None, b"epoch 2"])
+@pytest.mark.parametrize("size", [1, 9_000_000])
+def test_who_was_frozen_while_it_sent_a_file_does_not_replace_its_successor_s(
+    bucket: Bucket, s3_bucket: str, before: bytes | None, size: int
+) -> None:
+    successor = open_store(f"{s3_bucket}/some/where", "flowers", to_write=True)
+    owner, sent = ["A"], []
+    if before is not None:
+        bucket.write("a", before)
+
+    def freeze(request: Any) -> None:
+        sent.append(request)
+        if owner == ["A"]:
+            owner[0] = "B"
+            assert successor.write("a", b"epoch 9", lambda: owner == ["B"])
+
+    before_each_put(bucket, freeze)
+    assert not bucket.write("a", b"3" * size, lambda: owner == ["A"])
+    assert len(sent) == 1
+    assert bucket.read("a") == b"epoch 9"
+
+
+def test_who_has_the_trial_still_replaces_what_appeared_or_went_meanwhile(bucket: Bucket) -> None:
+    """As its own, whose answer was lost; or one of a worker that had the trial before."""
+    other = boto3.client("s3")
+    there = {"Bucket": bucket.artifacts.bucket, "Key": f"{bucket.prefix}a"}
+    changes = [
+        partial(other.put_object, **there, Body=b"late"),
+        partial(other.delete_object, **there),
+    ]
+
+    def change(_: Any) -> None:
+        if changes:
+            changes.pop(0)()
+
+    bucket.write("a", b"epoch 1")
+    before_each_put(bucket, change)
+    assert bucket.write("a", b"epoch 2", lambda: True)
+    assert (bucket.read("a"), changes) == (b"epoch 2", [])
+
+
+@pytest.mark.parametrize("code", ["ConditionalRequestConflict", "PreconditionFailed"])
+def test_one_that_others_change_time_and_again_is_left(bucket: Bucket, code: str) -> None:
+    asked = []
+    status = 409 if code == "ConditionalRequestConflict" else 412
+    before_each_put(bucket, lambda request: refusal(request, status, code))
+
+    def is_ours() -> bool:
+        asked.append(True)
+        return True
+
+    with pytest.raises(OSError, match=code) as error:
+        bucket.write("a", b"1", is_ours)
+    assert error.value.filename == bucket.location("a")
+    assert len(asked) == S3_WRITES
+
+
+def test_a_server_that_knows_no_conditions_is_written_to_without(bucket: Bucket) -> None:
+    conditions = []
+
+    def old(request: Any) -> AWSResponse | None:
+        given = [name for name in request.headers if name.lower() in ("if-match", "if-none-match")]
+        conditions.append(given)
+        return refusal(request, 501, "NotImplemented") if given else None
+
+    before_each_put(bucket, old)
+    assert bucket.write("a", b"1", lambda: True)
+    assert bucket.write("a", b"2", lambda: True)
+    assert not bucket.write("a", b"3", lambda: False)
+    assert bucket.read("a") == b"2"
+    assert conditions == [["If-None-Match"], [], ["If-Match"], []]
 
 
 @pytest.mark.parametrize("place", ["s3://", "s3://UPPER/x", "gs://bucket", "s3://me:word@bucket/x"])
