@@ -189,7 +189,7 @@ def _left_behind(run: Run) -> tuple[Resumable | None, float]:
         return None, -1.0
 
     def read(give_up: bool = False) -> tuple[Resumable | None, float]:
-        resumable = run.checkpoints.load_state(run.number, give_up)
+        resumable = run.checkpoints.load_state(run.number, give_up, run.reports.reported)
         if resumable is None:
             return None, -1.0
         numbers = [one for one in resumable.accuracies if not math.isnan(one)]

@@ -43,7 +43,8 @@ class Reports:
         self._may_wait, self._holds = may_wait, holds
         # Optuna's copy of the trial, which the pruner is shown: as of when it was taken, and on.
         self._frozen = trial._cached_frozen_trial
-        self._judged = max(self._frozen.intermediate_values, default=0)
+        self.reported = max(self._frozen.intermediate_values, default=0)
+        """The last epoch that an earlier run has reported; 0 if there is none."""
         self._accuracies: dict[int, float] = {}
         self._attributes: dict[str, Any] = {}
         self._parameters: dict[str, tuple[float, BaseDistribution]] = {}
@@ -51,7 +52,7 @@ class Reports:
     @property
     def resumes(self) -> bool:
         """Whether the trial has been run before."""
-        return self._judged > 0
+        return self.reported > 0
 
     def attribute(self, key: str, value: Any) -> None:
         self._attributes[key] = value
@@ -105,7 +106,7 @@ class Reports:
         chance to stop what would have been the best. While reports are pending the pruner does not
         know enough.
         """
-        if self._accuracies or epoch < self._judged:
+        if self._accuracies or epoch < self.reported:
             return False
         return self._patience.attempt(self._trial.should_prune, otherwise=False)
 

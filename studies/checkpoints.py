@@ -162,19 +162,26 @@ class CheckpointDirectory:
             self.store.remove(states[other])
         return True
 
-    def load_state(self, trial_number: int, give_up: bool = False) -> Resumable | None:
+    def load_state(
+        self, trial_number: int, give_up: bool = False, reported: int = 0
+    ) -> Resumable | None:
         """Where a trial can be taken up again; None if it has to begin anew.
 
         That is so if there is no state, or none that is whole.
 
         Args:
             give_up: whether a state that cannot be read is as good as damaged, if it can be seen.
+            reported: the last epoch that the study knows of. Its state, or one shortly before, is
+                looked for by name as well: on NFS a list of names may be a minute old.
 
         Raises:
             Unreachable: there may be one, but it cannot be read at the moment.
         """
         with reaching():
-            states = self._states(trial_number)
+            listed = self._states(trial_number)
+        # The last is written while the next epoch is trained.
+        near = range(max(1, reported - STATES), reported + 1)
+        states = {epoch: state_name(trial_number, epoch) for epoch in near} | listed
         for epoch in sorted(states, reverse=True):
             try:
                 with reaching():
@@ -199,7 +206,7 @@ class CheckpointDirectory:
                     self.store.location(states[epoch]),
                     str(error).partition("\n")[0],
                 )
-        if states:
+        if listed:
             logger.warning("trial %d begins anew: no state of it can be used", trial_number)
         return None
 

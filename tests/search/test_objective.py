@@ -244,6 +244,18 @@ def test_an_interrupted_trial_goes_on_after_its_last_epoch(
     assert int(checkpoints.load(0).weights["epoch"]) == 2, "the best is of before"
 
 
+def test_so_does_one_whose_state_is_not_listed_yet(
+    context: TrialContext, checkpoints: CheckpointDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on NFS, where a list of names may be a minute old."""
+    stop = StopRequest(grace_seconds=3600)
+    trial, _ = run(resumable(0.1, 0.3, stop_after=(stop, 2)), context, checkpoints, stop)
+    monkeypatch.setattr(Folder, "names", lambda _: [])
+    trial = Trial(trial.study, trial._trial_id)
+    outcome = run_on(trial, resumable(9.0, 9.0, 0.2, 0.25), context, checkpoints)
+    assert outcome == Outcome(End.COMPLETE, (0.1, 0.3, 0.2, 0.25))
+
+
 def test_an_epoch_that_a_dead_worker_could_not_report_is_reported(
     context: TrialContext, checkpoints: CheckpointDirectory
 ) -> None:

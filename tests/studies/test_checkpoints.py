@@ -3,6 +3,7 @@ import os
 import pickle
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
@@ -118,6 +119,30 @@ def test_states_that_its_new_worker_adds_while_a_late_one_is_written_stay(
     loaded = CheckpointDirectory(Folder(tmp_path)).load_state(3)
     assert loaded is not None
     assert len(loaded.accuracies) == 4
+
+
+@dataclass(frozen=True)
+class Stale(Folder):
+    """On NFS, as a machine sees it that has listed it a while ago."""
+
+    listed: list[str]
+
+    def names(self) -> list[str]:
+        return self.listed
+
+
+@pytest.mark.parametrize("listed", [[], ["trial-00003-epoch-00002.state"]])
+@pytest.mark.parametrize(("reported", "found"), [(7, 7), (8, 7), (9, 7), (10, 2), (0, 2)])
+def test_a_state_that_is_not_listed_yet_is_found_by_what_was_reported(
+    tmp_path: Path, listed: list[str], reported: int, found: int
+) -> None:
+    save_states(CheckpointDirectory(Folder(tmp_path)), 3, 2, 7)
+    loaded = CheckpointDirectory(Stale(tmp_path, listed)).load_state(3, reported=reported)
+    if found == 2 and not listed:
+        assert loaded is None
+    else:
+        assert loaded
+        assert len(loaded.accuracies) == found
 
 
 def flipped(content: bytes, place: int) -> bytes:
