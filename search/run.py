@@ -39,7 +39,8 @@ from studies.confirmation import Confirmation, mentioned
 from studies.ownership import OwnedStorage
 from studies.patience import CHECKPOINTS, DEFAULT_SECONDS, Patience, StorageLost
 from studies.results import TrialRecord, summarise, utc_now
-from studies.storage import URL_VARIABLE, masked
+from studies.standing import UNREADABLE
+from studies.storage import URL_VARIABLE, masked, storage_failure
 from studies.study import (
     OpenedStudy,
     check_settings,
@@ -131,7 +132,7 @@ def run_study(
 
     def search() -> int:
         troubles: list[str] = []
-        if not is_spent(prepared.opened):
+        if not is_spent(prepared.opened, storage):
             troubles = run_workers(launcher, prepared.opened, config.data.source)
         return _finish(launcher, prepared, checkpoints, troubles)
 
@@ -156,11 +157,12 @@ def unless_stopped(launcher: Launcher, work: Callable[[], int]) -> int:
         return stopped(launcher)
 
 
-def is_spent(opened: OpenedStudy) -> bool:
+def is_spent(opened: OpenedStudy, storage: OwnedStorage) -> bool:
     """Whether the budget leaves nothing to do, not even to wait for a running trial."""
-    may_create = opened.config.sampler.name != "grid"
-    trials = opened.study.get_trials(deepcopy=False)
-    return next_turn(trials, opened.config.budget.trials, may_create) is Turn.DONE
+    may_create, limit = opened.config.sampler.name != "grid", opened.config.budget.trials
+    ended, trials = storage.open_trials(opened.study._study_id)
+    left = None if limit is None else max(limit - ended, 0)
+    return next_turn(trials, left, may_create) is Turn.DONE
 
 
 def run_workers(launcher: Launcher, opened: OpenedStudy, source: str) -> list[str]:
@@ -192,6 +194,11 @@ def run_workers(launcher: Launcher, opened: OpenedStudy, source: str) -> list[st
         try:
             return patience.attempt(function, otherwise)
         except StorageLost:
+            return otherwise
+        except UNREADABLE as error:
+            # They go on as long as they can.
+            if storage_failure(error) is None:
+                raise
             return otherwise
 
     def take_back_first() -> bool:

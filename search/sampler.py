@@ -24,6 +24,7 @@ from optuna.search_space import IntersectionSearchSpace
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from data.errors import UserError
 from search.curves import (
     MOST_OBSERVED,
     Array,
@@ -33,6 +34,8 @@ from search.curves import (
     normalised,
     observe,
 )
+from search.space import checked_point
+from studies.standing import UNREADABLE
 
 SAME_POINT = 1e-3
 """Two points closer than this, in a unit cube, are one."""
@@ -91,7 +94,7 @@ class CurveGPSampler(GPSampler):
         states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
         known_trials = study._get_trials(deepcopy=False, states=states, use_cache=False)
         # A running trial's parameters are parsed from its attributes: once is enough.
-        parsed = [(item, _get_params(item)) for item in known_trials]
+        parsed = [(item, _parameters(item, search_space)) for item in known_trials]
         described = [pair for pair in parsed if search_space.keys() <= pair[1].keys()]
         trials = [item for item, _ in described]
         parameters = [values for _, values in described]
@@ -132,6 +135,17 @@ class CurveGPSampler(GPSampler):
         values = [item.params for item in trials]
         observed = observe(space, trials, values, self._epochs, fewest=2)
         return observed.thinned(MOST_OBSERVED // 2) if observed else None
+
+
+def _parameters(trial: FrozenTrial, space: Mapping[str, BaseDistribution]) -> dict[str, Any]:
+    """Optuna's, but none of a running trial in whose attributes something else was left."""
+    try:
+        values = _get_params(trial)
+        if not trial.state.is_finished():
+            checked_point(space, {name: values[name] for name in space if name in values})
+    except (UserError, *UNREADABLE):
+        return {}
+    return values
 
 
 def most_promising(

@@ -11,14 +11,20 @@ from optuna.distributions import (
     CategoricalDistribution,
     FloatDistribution,
     IntDistribution,
+    check_distribution_compatibility,
 )
+from optuna.trial import FrozenTrial
 
 from data.errors import UserError
 from model.hyperparameters import check_name
 from studies.config import DEFAULT_OBJECTIVE, Parameter, Range, StudyConfig, is_same
-from studies.text import as_written
+from studies.standing import UNREADABLE
+from studies.text import as_written, shortened
 
 MOST_GRID_TRIALS = 1000
+ENQUEUED = "fixed_params"
+"""What Optuna keeps of an enqueued trial."""
+LONGEST_REASON = 300  # characters
 
 Space = Mapping[str, BaseDistribution]
 
@@ -155,6 +161,22 @@ def checked_point(space: Space, values: Mapping[str, Any], prefix: str = "") -> 
         except ValueError as error:
             raise UserError(f"{prefix}{name}={value}: {error}") from error
     return point
+
+
+def misfit(space: Space, trial: FrozenTrial) -> str | None:
+    """Why the values that a trial has before it is run are none of the space, if so.
+
+    Optuna raises of some of them when it comes to them, and takes others as they are.
+    """
+    try:
+        for name in trial.distributions.keys() & space.keys():
+            check_distribution_compatibility(trial.distributions[name], space[name])
+        values = {**trial.system_attrs.get(ENQUEUED, {}), **trial.params}
+        checked_point(space, {name: values[name] for name in space if name in values})
+    except (UserError, *UNREADABLE) as error:
+        said = shortened(" ".join(str(error).split()), LONGEST_REASON)
+        return f"its parameters are not of the study's space: {said}"
+    return None
 
 
 def _checked_value(distribution: BaseDistribution, value: Any) -> Any:

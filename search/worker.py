@@ -38,17 +38,18 @@ from search.prepare import first_trials, has_baseline
 from search.pruners import Reached
 from search.reports import Reports
 from search.samplers import derived_seed, make_pruner, make_sampler
-from search.space import make_space
+from search.space import ENQUEUED, make_space, misfit
 from search.stop import StopRequest
 from search.tensorboard import TrialLog
 from search.warm import earlier_trials
 from studies.checkpoints import CheckpointDirectory
 from studies.config import DEFAULT_OBJECTIVE
 from studies.notes import quoted, trial_note
-from studies.ownership import NotOwned, OwnedStorage
+from studies.ownership import NotOwned, OwnedStorage, Unreadable
 from studies.patience import CHECKPOINTS, STORAGE_ERRORS, Patience, reason
 from studies.results import DEVICE, DIVERGED, DTYPE, EARLIER_RUNS, ERROR, SEED, THREADS
-from studies.storage import HEARTBEAT_SECONDS, quiet_optuna
+from studies.standing import UNREADABLE
+from studies.storage import HEARTBEAT_SECONDS, quiet_optuna, storage_failure
 from studies.study import OpenedStudy
 from studies.text import readable
 
@@ -56,8 +57,6 @@ POLL_SECONDS = 1.0
 """Between looks at the study while all trials are taken."""
 HEARTBEAT_AGAIN_SECONDS = 2.0
 LONGEST_JOIN_SECONDS = 1.0
-ENQUEUED = "fixed_params"
-"""What Optuna keeps of an enqueued trial."""
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +130,10 @@ class Worker:
         """Run a trial that was claimed. From here on its heart beats."""
         name = f"the trial of identity {trial_id}"
         try:
-            with beating_heart(self.storage, trial_id, self.lost_trials, self.patience):
+            with (
+                beating_heart(self.storage, trial_id, self.lost_trials, self.patience),
+                self._left_to_others(trial_id),
+            ):
                 trial = self.patience.call(lambda: self._trial(trial_id), self._may_wait)
                 name = f"trial {trial.number}"
                 self._run(trial)
@@ -140,6 +142,21 @@ class Worker:
             logger.warning("%s: this worker was taken for dead and has it no longer", name)
         finally:
             self.storage.forget(trial_id)
+
+    @contextmanager
+    def _left_to_others(self, trial_id: int) -> Iterator[None]:
+        """Leave a trial that was claimed as it should be if what is stored cannot be read."""
+        try:
+            yield
+        except Unreadable as error:
+            self.patience.call(lambda: self.storage.give_up(trial_id), self._may_wait)
+            logger.error("the trial of identity %d is given up: %s", trial_id, error)
+        except UNREADABLE as error:
+            # Of the study, which a sampler or pruner reads, and not of this trial.
+            if storage_failure(error) is not None:
+                self.patience.call(lambda: self.storage.hand_back(trial_id), self._may_wait)
+                logger.warning("the trial of identity %d: handed back as it was", trial_id)
+            raise
 
     def _trial(self, trial_id: int) -> Trial:
         """To make one, a sampler may read the whole study, as Optuna's for a grid does."""
@@ -151,6 +168,11 @@ class Worker:
         def may_wait() -> bool:
             return not self.stop.is_over
 
+        config = self.opened.config
+        refused = misfit(make_space(config.space), trial._cached_frozen_trial)
+        if refused is not None:
+            self._refuse(trial, refused, may_wait)
+            return
         reports = Reports(
             trial,
             partial(self.storage.report, trial._trial_id),
@@ -160,7 +182,6 @@ class Worker:
         )
         parameters, context = self.patience.call(lambda: self._begin(trial, reports), may_wait)
         reports.deliver_all()
-        config = self.opened.config
         is_first = trial.number < len(first_trials(config, config.name))
         run = Run(
             number=trial.number,
@@ -198,6 +219,14 @@ class Worker:
         if outcome.end is End.FAILED:
             free_memory(self.device)
         self.patience.call(self._tidy, may_wait)
+
+    def _refuse(self, trial: Trial, why: str, may_wait: Callable[[], bool]) -> None:
+        trial_id, failed = trial._trial_id, f"**Failed**: {quoted(why)}."
+        self.patience.call(lambda: self.storage.report(trial_id, {}, {ERROR: why}, {}), may_wait)
+        self.patience.call(
+            lambda: self.storage.end(trial_id, TrialState.FAIL, note=failed), may_wait
+        )
+        logger.error("trial %d: failed: %s", trial.number, why)
 
     def _is_ours(self, trial_id: int) -> bool:
         # Training would stand still while each file waits for a database that does not answer.

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from functools import cache
-from typing import Any
+from typing import Any, Self
 
 import sqlalchemy
 from optuna.distributions import BaseDistribution, distribution_to_json
@@ -25,7 +25,7 @@ from sqlalchemy.orm import Session, aliased
 
 from studies import standing
 from studies.notes import note_rows, quoted
-from studies.ownership import NotOwned, OwnedStorage, worker_of
+from studies.ownership import NotOwned, OwnedStorage, Unreadable, worker_of
 from studies.patience import reason as said_by
 from studies.results import (
     EARLIER_RUNS,
@@ -40,13 +40,10 @@ from studies.results import (
     runs_until,
     utc_now,
 )
-from studies.standing import Ended, Reach, Standing
+from studies.standing import UNREADABLE, Ended, Reach, Standing, parsed
 
 READING: Mapping[str, Any] = {"reading": True}
 """The execution option of a connection that writes nothing; see `studies.storage`."""
-
-UNREADABLE = (ValueError, LookupError, TypeError, ArithmeticError, AssertionError, RecursionError)
-"""What Optuna raises of a row that is not as it writes them."""
 
 logger = logging.getLogger(__name__)
 
@@ -195,8 +192,8 @@ class DatabaseStorage(OwnedStorage, RDBStorage):
         beats, unreadable = models.TrialHeartbeatModel, ""
         try:
             found = self.get_trial(trial_id)
-        except UNREADABLE as error:
-            unreadable = f"what is stored of it cannot be read: {said_by(error)}"
+        except Unreadable as error:
+            unreadable = str(error)
         with _create_scoped_session(self.scoped_session) as session:
             if self._locked(session, trial_id) != (TrialState.RUNNING, owner):
                 return False
@@ -204,11 +201,11 @@ class DatabaseStorage(OwnedStorage, RDBStorage):
             if if_silent and not self._is_silent(session, trial_id):
                 return False
             if unreadable:
-                # Whoever took it would stumble over it, and so does whoever reads the study.
+                # Whoever took it would stumble over it.
                 self._clear(session, trial_id)
                 self._fail(session, trial_id, unreadable)
                 logger.warning("the trial of identity %d has failed: %s", trial_id, unreadable)
-                return False
+                return True
             before = self._get(session, trial_id, LOSSES)
             losses = 1 + (before if isinstance(before, int) else 0)
             last_sign = session.execute(
@@ -269,7 +266,7 @@ class DatabaseStorage(OwnedStorage, RDBStorage):
             .where(trials.study_id == study_id, trials.state == TrialState.RUNNING)
         )
         return [
-            (trial_id, beat, _as_owner(_parsed(owner)))
+            (trial_id, beat, _as_owner(parsed(owner)))
             for trial_id, beat, now, owner in found
             if now - beat > self._longest_silence
         ]
@@ -401,12 +398,42 @@ class DatabaseStorage(OwnedStorage, RDBStorage):
             return connection.execution_options(**READING).execute(statement).all()
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
+        """
+        Raises:
+            KeyError: there is none.
+            Unreadable: it cannot be read.
+        """
         self._begin_reading()
-        return super().get_trial(trial_id)
+        try:
+            trial = super().get_trial(trial_id)
+        except KeyError:
+            raise
+        except UNREADABLE as error:
+            raise Unreadable(_not_read(error)) from error
+        if isinstance(trial, UnreadTrial):
+            raise Unreadable(trial.user_attrs[ERROR])
+        return trial
 
     def _get_trials(self, *arguments: Any, **options: Any) -> list[FrozenTrial]:
+        """Of a study. One that cannot be read is an `UnreadTrial`, and hides none of the others."""
         self._begin_reading()
-        return super()._get_trials(*arguments, **options)
+        trials = super()._get_trials(*arguments, **options)
+        # One that has not ended is failed by the worker that takes it, or finds it lost.
+        unread = [t for t in trials if isinstance(t, UnreadTrial) and t.state.is_finished()]
+        if unread:
+            more = f" (and {len(unread) - 1} more)" if len(unread) > 1 else ""
+            said = unread[0].user_attrs[ERROR]
+            logger.warning("trial %d%s counts as failed: %s", unread[0].number, more, said)
+        return trials
+
+    def _build_frozen_trial_from_trial_model(self, trial: models.TrialModel) -> FrozenTrial:
+        """Called by Optuna to make a trial of its rows."""
+        try:
+            found = super()._build_frozen_trial_from_trial_model(trial)
+            _check_numbers(trial, found)
+        except UNREADABLE as error:
+            return UnreadTrial.of(trial, error)
+        return found
 
     def _begin_reading(self) -> None:
         """Let what Optuna does next in this thread be without a lock."""
@@ -463,7 +490,7 @@ class DatabaseStorage(OwnedStorage, RDBStorage):
                 sqlalchemy.select(trials.state).where(of_trial).with_for_update()
             ).scalar_one(), None
         state, owner = found
-        return state, _as_owner(_parsed(owner))
+        return state, _as_owner(parsed(owner))
 
     def _put(
         self,
@@ -492,7 +519,7 @@ class DatabaseStorage(OwnedStorage, RDBStorage):
 
     def _get(self, session: Session, trial_id: int, key: str) -> Any:
         attribute = models.TrialUserAttributeModel
-        return _parsed(
+        return parsed(
             session.execute(
                 sqlalchemy.select(attribute.value_json).where(
                     attribute.trial_id == trial_id, attribute.key == key
@@ -501,19 +528,47 @@ class DatabaseStorage(OwnedStorage, RDBStorage):
         )
 
 
+class UnreadTrial(FrozenTrial):
+    """What stands for a trial that cannot be read among the others of its study.
+
+    It has nothing but its number, its state, and in words why; if it has ended, it counts as failed
+    for who reads it. What is stored stays as it is.
+    """
+
+    @classmethod
+    def of(cls, row: Any, error: Exception) -> Self:
+        return cls(
+            number=row.number,
+            state=TrialState.FAIL if row.state.is_finished() else row.state,
+            value=None,
+            datetime_start=row.datetime_start,
+            datetime_complete=row.datetime_complete,
+            params={},
+            distributions={},
+            user_attrs={ERROR: _not_read(error)},
+            system_attrs={},
+            intermediate_values={},
+            trial_id=row.trial_id,
+        )
+
+
+def _not_read(error: Exception) -> str:
+    return f"what is stored of it cannot be read: {type(error).__name__}: {said_by(error)}"
+
+
+def _check_numbers(trial: models.TrialModel, found: FrozenTrial) -> None:
+    """SQLite takes a text for a number."""
+    numbers = [*found.intermediate_values.values(), *(found.values or ())]
+    for number in (*numbers, *(row.param_value for row in trial.params)):
+        if not isinstance(number, float):
+            raise TypeError(f"{number!r} is not a number")
+
+
 def _left(trial: FrozenTrial, ended: datetime, lost: bool) -> dict[str, Any]:
     """The attributes of a trial that its worker has no more."""
     # Until the next worker says what it has found of them.
     epochs = len(trial.intermediate_values)
     return {OWNER: None, EARLIER_RUNS: runs_until(trial, ended, lost), EPOCHS_BEFORE: epochs}
-
-
-def _parsed(stored: str | None) -> Any:
-    """None also if it is no JSON: whoever can write to the database may have stored anything."""
-    try:
-        return None if stored is None else json.loads(stored)
-    except UNREADABLE:
-        return None
 
 
 def _as_owner(stored: object) -> str | None:

@@ -66,6 +66,10 @@ class NotOwned(Exception):
     """Raised by a write to a trial that is no longer this worker's; nothing is written."""
 
 
+class Unreadable(ValueError):
+    """Raised where a trial is read of which something is stored that nobody can read."""
+
+
 class OwnedStorage(BaseStorage):
     """A storage of Optuna's with trials that belong to whoever took them.
 
@@ -149,6 +153,10 @@ class OwnedStorage(BaseStorage):
         self._tokens.pop(trial_id, None)
         self._beats.pop(trial_id, None)
 
+    def give_up(self, trial_id: int) -> None:
+        """Fail a trial of ours that cannot be read, before others come upon it; see `take_away`."""
+        self.take_away(trial_id, self._tokens.get(trial_id), 0, "its worker could not read it")
+
     def holds(self, trial_id: int) -> bool:
         """Whether nobody can have taken this trial of ours away, by its last heartbeat.
 
@@ -211,6 +219,7 @@ class OwnedStorage(BaseStorage):
         Raises:
             NotOwned: another has it.
             UpdateFinishedTrialError: it has ended.
+            Unreadable: it cannot be read.
         """
 
     @abstractmethod
@@ -247,8 +256,10 @@ class OwnedStorage(BaseStorage):
             reason: of the last loss, in words.
             if_silent: whether nothing is done either if its heart beats again by now.
 
+        One that cannot be read is failed in any case, and what was stored of it removed.
+
         Returns:
-            Whether it was taken away. Not one of which the stored cannot be read: it has failed.
+            Whether it was taken away, or has failed.
         """
 
     @abstractmethod

@@ -22,7 +22,7 @@ from optuna.storages._grpc.client import GrpcClientCache
 from optuna.trial import TrialState
 
 from data.errors import UserError
-from studies.ownership import NotOwned, OwnedStorage
+from studies.ownership import NotOwned, OwnedStorage, Unreadable
 from studies.patience import ProxyFailure
 from studies.results import TrialRecord
 from studies.standing import Ended, Reach, Standing, outline
@@ -32,6 +32,7 @@ OWNER_KEY = "hpsearch-owner"
 """In the metadata of a write to a trial: the token of who has it."""
 AUTHORIZATION_KEY = "authorization"
 NOT_OWNED = grpc.StatusCode.ABORTED
+UNREADABLE = grpc.StatusCode.DATA_LOSS
 
 SECRET = "HPSEARCH_PROXY_TOKEN"
 SECRET_FILE = "HPSEARCH_PROXY_TOKEN_FILE"
@@ -226,6 +227,8 @@ class _Calls(grpc.UnaryUnaryClientInterceptor):
             return call
         if code == NOT_OWNED:
             raise NotOwned(call.details())
+        if code == UNREADABLE:
+            raise Unreadable(call.details())
         said = call.details()
         if code == grpc.StatusCode.UNIMPLEMENTED:
             said = "what answers there is not hpsearch storage-proxy, or an older one"

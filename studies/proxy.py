@@ -18,7 +18,7 @@ from optuna.storages._grpc.servicer import OptunaStorageProxyService
 from optuna.trial import TrialState
 
 from studies.database import DatabaseStorage
-from studies.ownership import NotOwned
+from studies.ownership import NotOwned, Unreadable
 from studies.patience import STORAGE_ERRORS, is_transient, reason
 from studies.proxied import (
     AUTHORIZATION_KEY,
@@ -26,6 +26,7 @@ from studies.proxied import (
     NOT_OWNED,
     OWNER_KEY,
     SERVICE,
+    UNREADABLE,
     address,
 )
 
@@ -135,6 +136,8 @@ class _Gate(grpc.ServerInterceptor):
                     return handler.unary_unary(request, context)
             except NotOwned as error:
                 context.abort(NOT_OWNED, str(error))
+            except Unreadable as error:
+                context.abort(UNREADABLE, str(error))
             except STORAGE_ERRORS as error:
                 code = grpc.StatusCode.INTERNAL
                 if is_transient(error):
@@ -189,6 +192,8 @@ def _ownership(storage: DatabaseStorage) -> Any:
         def call(arguments: dict[str, Any], context: Any) -> Any:
             try:
                 return function(**arguments)
+            except Unreadable:
+                raise
             except tuple(EXCEPTIONS.values()) as error:
                 code = next(code for code, kind in EXCEPTIONS.items() if isinstance(error, kind))
                 context.abort(code, str(error))

@@ -19,6 +19,9 @@ from sqlalchemy import and_, func, select
 from studies.results import ERROR, LONGEST_ATTRIBUTE, STATE_NAMES, TrialRecord
 from studies.text import shortened
 
+UNREADABLE = (ValueError, LookupError, TypeError, ArithmeticError, AssertionError, RecursionError)
+"""What Optuna raises of a row that is not as it writes them."""
+
 UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
 SUCCESSFUL = (TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -121,7 +124,7 @@ def last_ended(read: Read, study_id: int, since: int, most: int) -> list[Ended]:
         Ended(
             number,
             state,
-            None if error is None else shortened(str(json.loads(error)), LONGEST_ATTRIBUTE),
+            None if error is None else shortened(str(parsed(error)), LONGEST_ATTRIBUTE),
         )
         for number, state, error in rows
     ]
@@ -144,6 +147,14 @@ def reached(read: Read, study_id: int, epoch: int, since: int) -> list[Reach]:
         Reach(trial_id, state.is_finished(), reported, value)
         for trial_id, state, reported, value in rows
     ]
+
+
+def parsed(stored: str | None) -> Any:
+    """None also if it is no JSON: whoever can write to the database may have stored anything."""
+    try:
+        return None if stored is None else json.loads(stored)
+    except UNREADABLE:
+        return None
 
 
 def last_turn(study_id: int, clock: Any) -> sqlalchemy.Select[Any]:

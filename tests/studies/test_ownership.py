@@ -16,7 +16,7 @@ from optuna_dashboard import save_note
 from optuna_dashboard._note import get_note_from_system_attrs
 
 from studies.database import DatabaseStorage
-from studies.ownership import NotOwned, OwnedStorage, own_name
+from studies.ownership import NotOwned, OwnedStorage, Unreadable, own_name
 from studies.patience import ProxyFailure
 from studies.proxy import start
 from studies.results import EPOCHS_BEFORE, ERROR, FRUITLESS, LOSSES, OWNER, WORKER, record
@@ -399,15 +399,15 @@ def test_stored_attributes_of_another_kind_stop_nobody(
     assert theirs.get_trial(trial).user_attrs[LOSSES] == 1
 
 
-@pytest.mark.parametrize(
-    "harm",
-    [
-        "UPDATE trial_params SET distribution_json = 'Evil'",
-        "UPDATE trial_user_attributes SET value_json = '{'",
-        "UPDATE trial_intermediate_values SET intermediate_value = NULL",
-        "UPDATE trial_intermediate_values SET intermediate_value_type = 'INF_POS'",
-    ],
-)
+HARMS = [
+    "UPDATE trial_params SET distribution_json = 'Evil'",
+    "UPDATE trial_user_attributes SET value_json = '{'",
+    "UPDATE trial_intermediate_values SET intermediate_value = NULL",
+    "UPDATE trial_intermediate_values SET intermediate_value_type = 'INF_POS'",
+]
+
+
+@pytest.mark.parametrize("harm", HARMS)
 def test_a_silent_trial_that_cannot_be_read_fails_and_the_others_are_taken_back(
     ours: OwnedStorage,
     theirs: OwnedStorage,
@@ -423,17 +423,66 @@ def test_a_silent_trial_that_cannot_be_read_fails_and_the_others_are_taken_back(
     with database.engine.begin() as connection:
         connection.exec_driver_sql(f"{harm} WHERE trial_id = {broken}")
     assert not theirs.take_back(study._study_id, "another", 3, "killed"), "and is stopped by none"
+    states = [trial.state for trial in study.get_trials()]
+    assert states == [TrialState.RUNNING] * 2, "nor is who reads the whole study"
     taken = {
         trial: theirs.take_away(trial, owner, 3, "silence", if_silent=True)
         for trial, owner in theirs.lost_trials(study._study_id).items()
     }
-    assert taken == {broken: False, sound: True}
+    assert taken == {broken: True, sound: True}
     _, trials = theirs.open_trials(study._study_id)
     assert [trial.state for trial in trials] == [TrialState.WAITING]
     (failed,) = theirs.last_ended(study._study_id, 0, 5)
     assert failed.state == TrialState.FAIL
     assert str(failed.error).startswith("what is stored of it cannot be read: ")
-    assert len(study.get_trials()) == 2, "and who reads the whole study is not stopped either"
+    assert [trial.state for trial in study.get_trials()] == [TrialState.FAIL, TrialState.WAITING]
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_a_trial_of_ours_that_cannot_be_read_is_said_to_be_so_and_given_up(
+    ours: OwnedStorage,
+    theirs: OwnedStorage,
+    database: DatabaseStorage,
+    study: optuna.Study,
+    harm: str,
+) -> None:
+    trial = waiting(ours, study)
+    assert ours.take(trial)
+    ours.report(trial, {1: 0.5}, {"seed": 1}, {"rate": (0.1, FloatDistribution(1e-4, 1.0))})
+    but = f" AND key <> '{OWNER}'" if "attributes" in harm else ""
+    with database.engine.begin() as connection:
+        connection.exec_driver_sql(f"{harm} WHERE trial_id = {trial}{but}")
+    for read in (ours.get_trial, ours.hand_back):
+        with pytest.raises(Unreadable, match="what is stored of it cannot be read: "):
+            read(trial)
+    theirs.give_up(trial)
+    assert ours.is_ours(trial), "it is not theirs to be given up"
+    ours.give_up(trial)
+    found = theirs.get_trial(trial)
+    assert (found.state, found.params) == (TrialState.FAIL, {})
+    assert found.user_attrs[ERROR].startswith("what is stored of it cannot be read: ")
+
+
+def test_a_trial_that_has_ended_and_cannot_be_read_hides_none_of_the_others(
+    ours: OwnedStorage,
+    theirs: OwnedStorage,
+    database: DatabaseStorage,
+    study: optuna.Study,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for _ in range(3):
+        trial = waiting(ours, study)
+        assert ours.take(trial)
+        ours.report(trial, {1: 0.5}, {}, {"rate": (0.1, FloatDistribution(1e-4, 1.0))})
+        ours.end(trial, TrialState.COMPLETE, 0.5)
+    with database.engine.begin() as connection:
+        connection.exec_driver_sql(f"{HARMS[0]} WHERE trial_id < {trial}")
+    trials = theirs.get_all_trials(study._study_id)
+    assert [trial.state for trial in trials] == [*[TrialState.FAIL] * 2, TrialState.COMPLETE]
+    assert trials[0].user_attrs[ERROR].startswith("what is stored of it cannot be read: ")
+    (said,) = caplog.messages
+    assert said.startswith("trial 0 (and 1 more) counts as failed: what is stored of it cannot")
+    assert ours.open_trials(study._study_id) == (3, []), "nothing of it was changed"
 
 
 def test_a_trial_that_loses_too_many_workers_has_failed(

@@ -179,6 +179,12 @@ def test_rows_that_optuna_cannot_read_are_said_so_in_one_line(hpsearch: Hpsearch
             sqlalchemy.text('UPDATE trial_params SET distribution_json = \'{"name": "Evil"}\'')
         )
     result = hpsearch("status", HPSEARCH_STORAGE=url)
+    assert result.returncode == 0, "who looks at a study sees what is sound of it"
+    assert "trial 0 counts as failed: what is stored of it cannot be read: " in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    with sqlalchemy.create_engine(url).begin() as connection:
+        connection.execute(sqlalchemy.text("UPDATE trials SET state = 'EVIL'"))
+    result = hpsearch("status", HPSEARCH_STORAGE=url)
     assert result.returncode == 1
     assert "the storage cannot be read" in result.stderr
     assert "Traceback" not in result.stderr
