@@ -93,6 +93,8 @@ class DatabaseStorage(OwnedStorage, RDBStorage):
     ) -> None:
         OwnedStorage.__init__(self, grace_period)
         self._caller = threading.local()
+        self._warned_of: set[int] = set()
+        """Trials that cannot be read. A study is read again and again."""
         RDBStorage.__init__(
             self,
             url,
@@ -420,10 +422,12 @@ class DatabaseStorage(OwnedStorage, RDBStorage):
         trials = super()._get_trials(*arguments, **options)
         # One that has not ended is failed by the worker that takes it, or finds it lost.
         unread = [t for t in trials if isinstance(t, UnreadTrial) and t.state.is_finished()]
-        if unread:
-            more = f" (and {len(unread) - 1} more)" if len(unread) > 1 else ""
-            said = unread[0].user_attrs[ERROR]
-            logger.warning("trial %d%s counts as failed: %s", unread[0].number, more, said)
+        new = [trial for trial in unread if trial._trial_id not in self._warned_of]
+        if new:
+            self._warned_of.update(trial._trial_id for trial in new)
+            more = f" (and {len(new) - 1} more)" if len(new) > 1 else ""
+            said = new[0].user_attrs[ERROR]
+            logger.warning("trial %d%s counts as failed: %s", new[0].number, more, said)
         return trials
 
     def _build_frozen_trial_from_trial_model(self, trial: models.TrialModel) -> FrozenTrial:

@@ -480,6 +480,7 @@ def test_a_trial_that_has_ended_and_cannot_be_read_hides_none_of_the_others(
     trials = theirs.get_all_trials(study._study_id)
     assert [trial.state for trial in trials] == [*[TrialState.FAIL] * 2, TrialState.COMPLETE]
     assert trials[0].user_attrs[ERROR].startswith("what is stored of it cannot be read: ")
+    assert theirs.get_all_trials(study._study_id)[2].state == TrialState.COMPLETE
     (said,) = caplog.messages
     assert said.startswith("trial 0 (and 1 more) counts as failed: what is stored of it cannot")
     assert ours.open_trials(study._study_id) == (3, []), "nothing of it was changed"
