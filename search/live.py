@@ -73,10 +73,15 @@ def render(view: View) -> RenderableType:
         counts_line(summary),
         _best(summary, view.config),
         _workers(view, elsewhere),
-        *([Text(view.trouble, style="bold red")] if view.trouble else []),
+        *([_whole(view.trouble)] if view.trouble else []),
         Text(_hint(view.interruptions), style="dim"),
     ]
     return Group(*parts)
+
+
+def _whole(line: str) -> Text:
+    """In as many lines as it takes. The console breaks none by itself, and they would be cut."""
+    return Text(line, style="bold red", no_wrap=False, overflow="fold")
 
 
 def _progress(view: View, summary: Summary) -> RenderableType:

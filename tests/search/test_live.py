@@ -13,6 +13,7 @@ from search.live import (
     seconds_left,
     trial_seconds_left,
 )
+from search.terminal import SafeConsole
 from studies.config import load_study_file
 from studies.results import TrialRecord
 
@@ -62,6 +63,20 @@ def test_the_view_says_what_is_wrong_with_the_storage_beside_what_was_known() ->
     shown = text(view(trial(0, "complete", 0.5), trouble="the storage has not answered for 9 s"))
     assert "the storage has not answered for 9 s" in shown
     assert "1 complete" in shown
+
+
+def test_what_is_wrong_with_the_storage_is_not_cut_off_on_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    console = SafeConsole()
+    trouble = f"the storage has not answered ({'long' * 30}); training goes on for 600 s"
+    with console.capture() as captured:
+        console.print(render(view(trial(0, "complete", 0.5), trouble=trouble)))
+    lines = captured.get().splitlines()
+    first = next(index for index, line in enumerate(lines) if "has not answered" in line)
+    assert all(len(line) <= 80 for line in lines[first:])
+    assert "600 s" in " ".join(lines[first:])
 
 
 def test_the_view_shows_counts_the_best_and_a_line_a_worker() -> None:
