@@ -26,6 +26,9 @@ FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 10.0
 LONGEST_STRETCH_SECONDS = 2 * LONGEST_PAUSE_SECONDS
 """Between two failures. If they are further apart, it is not known what was between them."""
+PAUSE_PER_WAIT = 3.0
+LONGEST_RESPITE_SECONDS = 30.0
+"""A server that hangs does not even refuse: each attempt takes seconds, in which nobody trains."""
 
 # By class of https://www.postgresql.org/docs/current/errcodes-appendix.html
 TRANSIENT_CLASSES = (
@@ -182,12 +185,16 @@ class Patience:
             StorageLost: the patience is at its end.
             Exception: what the function raises otherwise.
         """
-        if self._since is not None and self._clock() < self._next:
+        started = self._clock()
+        if self._since is not None and started < self._next:
             return otherwise
         try:
             result = function()
         except STORAGE_ERRORS as error:
             self._failed(error)
+            now = self._clock()
+            respite = min(PAUSE_PER_WAIT * (now - started), LONGEST_RESPITE_SECONDS)
+            self._next = max(self._next, now + respite)
             return otherwise
         self._answered()
         return result

@@ -6,7 +6,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -182,12 +182,18 @@ def _open_once(url: URL, connections: int) -> DatabaseStorage:
         arguments["connect_args"] = {"timeout": SQLITE_BUSY_SECONDS}
     elif url.get_backend_name() == "postgresql":
         # Without these, a server that vanished without a word is waited for for many minutes.
-        arguments["connect_args"] = {
+        options = {
             "connect_timeout": CONNECT_SECONDS,
             "tcp_user_timeout": 1000 * CONNECT_SECONDS,
             "keepalives_idle": CONNECT_SECONDS,
             "keepalives_interval": CONNECT_SECONDS,
         }
+        if url.get_driver_name() == "psycopg":
+            from studies.deadline import connecting  # The driver is an extra.
+
+            arguments["creator"] = connecting(url, options)
+        else:
+            arguments["connect_args"] = options
     with quiet_optuna():
         storage = DatabaseStorage(
             url.render_as_string(hide_password=False),
@@ -218,8 +224,10 @@ def _ping_after_idleness(engine: sqlalchemy.Engine) -> None:
     def checkout(connection: Any, record: Any, _: object) -> None:
         if time.monotonic() - record.info.get("returned", math.inf) < IDLE_SECONDS:
             return
+        within = getattr(connection, "answering_within", nullcontext)
         try:
-            engine.dialect.do_ping(connection)
+            with within(CONNECT_SECONDS):
+                engine.dialect.do_ping(connection)
         except engine.dialect.loaded_dbapi.Error as error:
             # The pool makes a new one, and does not trust its others.
             raise sqlalchemy.exc.InvalidatePoolError from error

@@ -4,6 +4,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -69,6 +70,28 @@ class Postgres:
     def start(self) -> None:
         self.server.start()
 
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        self.stop()
+        try:
+            yield
+        finally:
+            self.start()
+
+    @contextmanager
+    def hanging(self) -> Iterator[None]:
+        """Its connections stay open, and the kernel takes new ones; nobody answers."""
+        stopped = [int(self.server.get_pid() or 0)]
+        os.kill(stopped[0], signal.SIGSTOP)  # First: it would start others.
+        try:
+            for process in _children(stopped[0]):
+                os.kill(process, signal.SIGSTOP)
+                stopped.append(process)
+            yield
+        finally:
+            for process in stopped:
+                os.kill(process, signal.SIGCONT)
+
     def new_database(self) -> "Postgres":
         name = f"test_{uuid.uuid4().hex[:12]}"
         engine = sqlalchemy.create_engine(self.url, isolation_level="AUTOCOMMIT")
@@ -77,6 +100,10 @@ class Postgres:
         engine.dispose()
         url = sqlalchemy.make_url(self.url).set(database=name)
         return Postgres(self.server, url.render_as_string(hide_password=False))
+
+
+def _children(process: int) -> list[int]:
+    return list(map(int, Path(f"/proc/{process}/task/{process}/children").read_text().split()))
 
 
 @contextmanager

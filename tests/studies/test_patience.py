@@ -145,6 +145,25 @@ def test_attempts_follow_each_other_with_pauses(clock: Clock) -> None:
     assert patience.attempt(failing(locked()), "nothing") == "nothing", "a stretch of its own"
 
 
+def test_attempts_at_a_server_that_hangs_take_little_of_the_time(clock: Clock) -> None:
+    patience = Patience(600, clock)
+    waited = 0
+
+    def function() -> str:
+        nonlocal waited
+        waited += 10
+        clock.now += 10
+        raise locked()
+
+    while clock.now < 300:
+        assert patience.attempt(function, "nothing") == "nothing"
+        clock.now += 1
+    assert 60 <= waited <= 90
+    while patience.attempt(failing(), "nothing") == "nothing":
+        clock.now += 1
+    assert clock.now < 350, "that it answers again is found soon all the same"
+
+
 def test_a_stopped_server_is_waited_for(stoppable: Postgres) -> None:
     storage = open_storage(stoppable.url)
     study = optuna.create_study(storage=storage)

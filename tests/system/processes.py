@@ -10,6 +10,24 @@ from typing import Any
 
 from tests.conftest import HPSEARCH
 
+# Python imports a module of this name when it starts.
+IMPATIENT = """
+import studies.deadline
+import studies.storage
+
+studies.deadline.ImpatientConnection.longest_silence = 2
+studies.deadline.CANCEL_SECONDS = 1
+studies.storage.CONNECT_SECONDS = 2
+"""
+
+
+def impatient(directory: Path) -> str:
+    """The PYTHONPATH of processes that wait for PostgreSQL's answers for less time."""
+    folder = directory / "impatient"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(IMPATIENT)
+    return os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+
 
 @contextmanager
 def running(

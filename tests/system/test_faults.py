@@ -6,7 +6,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,12 @@ from studies.results import LOSSES, OWNER
 from studies.storage import open_database, open_storage
 from studies.study import VERSIONS, open_study
 from tests.conftest import Postgres, forget_heartbeats
-from tests.system.processes import running, trained, wait_for
+from tests.system.processes import impatient, running, trained, wait_for
+from tests.system.terminal import Terminal
 
 Hpsearch = Callable[..., subprocess.CompletedProcess[str]]
 Status = Callable[..., dict[str, Any]]
+Outage = Callable[[Postgres], AbstractContextManager[None]]
 
 # Each epoch leaves a line in a file: which were trained, by whom.
 OBJECTIVES = """
@@ -299,18 +301,17 @@ def test_a_worker_with_another_study_file_or_version_is_refused_with_the_differe
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize("outage", [Postgres.stopped, Postgres.hanging], ids=["stops", "hangs"])
 def test_an_outage_of_the_database_costs_nothing(
-    status: Status, long_study: Path, tmp_path: Path, stoppable: Postgres
+    outage: Outage, status: Status, long_study: Path, tmp_path: Path, stoppable: Postgres
 ) -> None:
     """Training goes on meanwhile; what it gave is reported later, in order, and nothing twice."""
-    with running(
-        tmp_path, "run", long_study, "--workers", 2, HPSEARCH_STORAGE=stoppable.url
-    ) as search:
+    environment = {"HPSEARCH_STORAGE": stoppable.url, "PYTHONPATH": impatient(tmp_path)}
+    with running(tmp_path, "run", long_study, "--workers", 2, **environment) as search:
         wait_for(lambda: len(trained(tmp_path)) >= 3)
-        stoppable.stop()
-        before = len(trained(tmp_path))
-        wait_for(lambda: len(trained(tmp_path)) >= before + 8)
-        stoppable.start()
+        with outage(stoppable):
+            before = len(trained(tmp_path))
+            wait_for(lambda: len(trained(tmp_path)) >= before + 8)
         output, _ = search.communicate(timeout=120)
     assert search.returncode == 0, output
     assert "the storage does not answer (" in output
@@ -402,3 +403,41 @@ def test_a_worker_may_start_before_its_database_does(
         stoppable.start()
         output, _ = worker.communicate(timeout=120)
     assert worker.returncode == 0, output
+
+
+def test_a_worker_whose_database_hangs_for_longer_than_its_patience_stops(
+    long_study: Path, tmp_path: Path, stoppable: Postgres
+) -> None:
+    environment = {"HPSEARCH_STORAGE": stoppable.url, "PYTHONPATH": impatient(tmp_path)}
+    arguments = ("worker", long_study, "--storage-patience", 1)
+    with running(tmp_path, *arguments, **environment) as worker:
+        wait_for(lambda: trained(tmp_path))
+        with stoppable.hanging():
+            output, _ = worker.communicate(timeout=60)
+    assert worker.returncode == 75, output
+    assert "hpsearch: the storage has not answered for " in output
+    assert "Traceback" not in output
+
+
+def test_the_live_view_says_that_the_database_hangs_and_ctrl_c_stops_it_still(
+    long_study: Path, tmp_path: Path, stoppable: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", impatient(tmp_path))
+    # The longest that a trial takes is longer than all that is waited for here.
+    long_study.write_text(long_study.read_text().replace(f"= {LONG}", "= 1000"))
+    arguments = ("run", long_study, "--workers", 1, "--storage", stoppable.url)
+    terminal = Terminal(*arguments, cwd=tmp_path)
+    try:
+        terminal.read_until(r"[1-9]/1000")
+        with stoppable.hanging():
+            terminal.read_until(
+                r"the storage has not answered for \d+ s \((no answer for 2 s|connection timeout "
+                r"expired)\); training goes on, and what it gives is kept"
+            )
+            before = len(trained(tmp_path))
+            wait_for(lambda: len(trained(tmp_path)) > before + 4)
+            terminal.press_ctrl_c()
+            assert terminal.exit_code(40) == 130
+    finally:
+        terminal.close()
+    assert "to continue: hpsearch run" in terminal.output
