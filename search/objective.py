@@ -174,10 +174,16 @@ def run_trial(run: Run) -> Outcome:
         StorageLost: the database has not answered for too long.
         Exception: of the storage. What the objective raises is an outcome, not an exception.
     """
-    with Saver(run.checkpoints, run.number, run.is_ours) as saver:
+    with Saver(
+        run.checkpoints, run.number, run.is_ours, may_wait=lambda: not run.stop.is_over
+    ) as saver:
         outcome = _run_epochs(run, saver)
         run.reports.deliver_all()
-        saver.write()
+        if outcome.end is End.COMPLETE:
+            # Nobody would train these weights again.
+            saver.finish()
+        else:
+            saver.write()
     if outcome.end is not End.INTERRUPTED:
         run.log.end(outcome.best)
     return outcome

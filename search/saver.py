@@ -1,14 +1,16 @@
 """Writing a trial's checkpoints while its next epoch is trained."""
 
 import logging
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
 from torch import Tensor
 
+from data.files import always
 from model.trial import EpochResult
 from studies.checkpoints import (
     Checkpoint,
@@ -19,6 +21,11 @@ from studies.checkpoints import (
 )
 from studies.text import shortened
 
+LAST_SECONDS = 3.0
+"""That a worker waits for files when its grace period is over: Compose and Kubernetes kill it 30 s
+after SIGTERM, its launcher 5 s after a second Ctrl-C."""
+LOOK_SECONDS = 0.1
+
 WITHOUT_WEIGHTS = "trial %d: the checkpoint %s cannot be written (%s); the trial goes on without"
 WITHOUT_STATE = (
     "trial %d: its state cannot be written (%s: %s); an interruption would cost it more than an "
@@ -26,6 +33,9 @@ WITHOUT_STATE = (
 )
 
 NOT_OURS = "trial %d: its last epoch is not written, since nobody knew whose it was"
+LATE = (
+    "trial %d: its last files are not waited for any longer; it may have to repeat an epoch or two"
+)
 
 logger = logging.getLogger(__name__)
 
@@ -42,19 +52,24 @@ class Saver:
         checkpoints: CheckpointDirectory,
         trial_number: int,
         is_ours: Callable[[], bool],
+        may_wait: Callable[[], bool] = always,
     ) -> None:
         """
         Args:
             is_ours: whether the trial is surely still this worker's; asked in the thread when a
                 file is ready, just before it takes the place of the earlier one: there may be
                 minutes between all else, if the machine is frozen.
+            may_wait: asked while a file is written; if not, it is waited for `LAST_SECONDS` longer,
+                and then left to the thread, which ends with the process at the latest.
         """
         self._checkpoints, self._number, self._is_ours = checkpoints, trial_number, is_ours
+        self._may_wait = may_wait
         self._weights = weights_name(trial_number)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="saver")
         self._checkpoint: Checkpoint | None = None
         self._resumable: Resumable | None = None
-        self._pending: Future[tuple[Checkpoint | None, Resumable | None]] | None = None
+        self._thread: threading.Thread | None = None
+        self._not_ours: tuple[Checkpoint | None, Resumable | None] = (None, None)
+        self._latest: float | None = None
 
     def __enter__(self) -> "Saver":
         return self
@@ -65,9 +80,11 @@ class Saver:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._thread.shutdown()
+        is_written = self._is_written(self._has_time)
         # Who loses the trial hears of that.
-        if kind is None and self._pending and any(self._pending.result()):
+        if kind is None and not is_written:
+            logger.warning(LATE, self._number)
+        elif kind is None and any(self._not_ours):
             logger.warning(NOT_OURS, self._number)
 
     def keep(self, result: EpochResult, best: bool, accuracies: tuple[float, ...] | None) -> None:
@@ -86,32 +103,49 @@ class Saver:
     def write(self) -> None:
         """Begin to write what is kept, once what was written before is on the disk.
 
-        Of that, what could not be written because nobody knew whose the trial is, is kept still.
+        Of that, what could not be written because nobody knew whose the trial is, is kept still; so
+        is all if there is no time to wait.
         """
-        if self._pending:
-            checkpoint, resumable = self._pending.result()
-            self._checkpoint = self._checkpoint or checkpoint
-            self._resumable = self._resumable or resumable
-        self._pending = self._thread.submit(self._write, self._checkpoint, self._resumable)
-        self._checkpoint = self._resumable = None
+        if self._is_written(self._has_time):
+            self._begin()
 
-    def _write(
-        self, checkpoint: Checkpoint | None, resumable: Resumable | None
-    ) -> tuple[Checkpoint | None, Resumable | None]:
-        """
-        Returns:
-            What may not be written.
-        """
-        not_ours: tuple[Checkpoint | None, Resumable | None] = (None, None)
+    def finish(self) -> None:
+        """Write what is kept, and wait for that as long as it takes."""
+        self._is_written(always)
+        self._begin()
+        self._is_written(always)
+
+    def _has_time(self) -> bool:
+        if self._may_wait():
+            return True
+        if self._latest is None:
+            self._latest = time.monotonic() + LAST_SECONDS
+        return time.monotonic() < self._latest
+
+    def _is_written(self, may_wait: Callable[[], bool]) -> bool:
+        while self._thread and self._thread.is_alive() and may_wait():
+            self._thread.join(LOOK_SECONDS)
+        return not (self._thread and self._thread.is_alive())
+
+    def _begin(self) -> None:
+        checkpoint, resumable = self._not_ours
+        kept = (self._checkpoint or checkpoint, self._resumable or resumable)
+        self._checkpoint = self._resumable = None
+        # At its end a process does not wait for a daemon.
+        self._thread = threading.Thread(target=self._write, args=kept, name="saver", daemon=True)
+        self._thread.start()
+
+    def _write(self, checkpoint: Checkpoint | None, resumable: Resumable | None) -> None:
+        """Keep what may not be written."""
+        self._not_ours = (None, None)
         if checkpoint:
             with self._warning(self._weights, WITHOUT_WEIGHTS):
                 if not self._checkpoints.save(self._number, checkpoint, self._is_ours):
-                    not_ours = (checkpoint, None)
+                    self._not_ours = (checkpoint, None)
         if resumable:
             with self._warning(state_name(self._number, len(resumable.accuracies)), WITHOUT_STATE):
                 if not self._checkpoints.save_state(self._number, resumable, self._is_ours):
-                    not_ours = (not_ours[0], resumable)
-        return not_ours
+                    self._not_ours = (self._not_ours[0], resumable)
 
     @contextmanager
     def _warning(self, name: str, message: str) -> Iterator[None]:

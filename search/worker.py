@@ -218,7 +218,9 @@ class Worker:
         self.patience.call(lambda: self._tell(trial, outcome, origin), may_wait)
         if outcome.end is End.FAILED:
             free_memory(self.device)
-        self.patience.call(self._tidy, may_wait)
+        # It may take a minute, if the checkpoints' place does not answer; the next one does it.
+        if outcome.end is not End.INTERRUPTED and not self.stop.is_over:
+            self.patience.call(self._tidy, may_wait)
 
     def _refuse(self, trial: Trial, why: str, may_wait: Callable[[], bool]) -> None:
         trial_id, failed = trial._trial_id, f"**Failed**: {quoted(why)}."

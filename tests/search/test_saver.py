@@ -1,10 +1,13 @@
+import threading
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 
+from data.files import always
 from model.trial import EpochResult
 from search.saver import Saver
 from studies.checkpoints import CheckpointDirectory
@@ -72,8 +75,8 @@ def test_what_may_not_be_written_yet_is_kept_unless_there_is_better(tmp_path: Pa
         saver.write()
         saver.keep(result({}, {"epoch": 2}), best=False, accuracies=(0.5, 0.4))
         saver.write()
-        assert saver._pending is not None
-        saver._pending.result()
+        assert saver._thread is not None
+        saver._thread.join()
         assert checkpoints.store.names() == []
         ours[0] = True
         saver.write()
@@ -82,3 +85,35 @@ def test_what_may_not_be_written_yet_is_kept_unless_there_is_better(tmp_path: Pa
         "trial-00003-epoch-00002.state",
         "trial-00003.safetensors",
     ]
+
+
+@dataclass(frozen=True)
+class Slow(Folder):
+    """Each write waits until it may go on."""
+
+    goes_on: threading.Event
+
+    def write(
+        self, name: str, content: bytes | memoryview, may_appear: Callable[[], bool] = always
+    ) -> bool:
+        assert self.goes_on.wait(60)
+        return super().write(name, content, may_appear)
+
+
+def test_without_time_to_wait_only_what_is_to_be_finished_is_waited_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("search.saver.LAST_SECONDS", 0.3)
+    slow = Slow(tmp_path, threading.Event())
+    with Saver(CheckpointDirectory(slow), 3, lambda: True, lambda: False) as saver:
+        for epoch in (1, 2):
+            saver.keep(result({}, {"epoch": epoch}), best=False, accuracies=(0.5,) * epoch)
+            saver.write()
+    assert not slow.goes_on.is_set()
+    assert "trial 3: its last files are not waited for any longer" in caplog.text
+    assert slow.names() == []
+    with saver:
+        threading.Timer(0.5, slow.goes_on.set).start()
+        saver.finish()
+    assert sorted(slow.names()) == [f"trial-00003-epoch-0000{epoch}.state" for epoch in (1, 2)]
+    assert len(caplog.messages) == 1

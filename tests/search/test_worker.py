@@ -4,7 +4,7 @@ import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from optuna_dashboard._custom_plot_data import get_plotly_graph_objects
 from optuna_dashboard._note import get_note_from_system_attrs
 
 from data.dataset import load_dataset
+from data.files import always
 from data.split import split_for_training
 from model.resnet import ResNet
 from model.train import train
@@ -29,7 +30,12 @@ from search.sampler import CurveGPSampler
 from search.stop import StopRequest
 from search.warm import EARLIER_TRIALS
 from search.worker import Worker, beating_heart
-from studies.checkpoints import Checkpoint, open_checkpoints, weights_name
+from studies.checkpoints import (
+    Checkpoint,
+    CheckpointDirectory,
+    open_checkpoints,
+    weights_name,
+)
 from studies.config import StudyConfig, load_study_file
 from studies.database import DatabaseStorage
 from studies.ownership import OwnedStorage
@@ -179,6 +185,61 @@ def test_a_trial_whose_state_is_lost_shows_no_epoch_of_the_run_before(
     note = get_note_from_system_attrs(attributes, 1)["body"]
     assert "**Diverged** after 1 of 10 epochs" in note
     assert "best validation accuracy **5.00%**, in epoch 1" in note
+
+
+@dataclass(frozen=True)
+class Stuck(Folder):
+    """One file is not written until it may go on."""
+
+    name: str
+    goes_on: threading.Event
+
+    def write(
+        self, name: str, content: bytes | memoryview, may_appear: Callable[[], bool] = always
+    ) -> bool:
+        assert name != self.name or self.goes_on.wait(60)
+        return super().write(name, content, may_appear)
+
+
+def test_a_trial_is_handed_back_while_a_file_of_it_is_stuck_which_does_not_appear_later(
+    storage: OwnedStorage,
+    tmp_path: Path,
+    data_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("search.saver.LAST_SECONDS", 0.5)
+    stop = StopRequest(grace_seconds=3600)
+
+    def train(_: Mapping[str, Any], context: TrialContext) -> Iterator[EpochResult]:
+        before = context.resume["epoch"] if context.resume else 0
+        for epoch in range(before + 1, context.epochs + 1):
+            if epoch == 3 and not before:
+                stop._handle(15, None)
+                stop._handle(15, None)
+            yield EpochResult(epoch, 0.1, 1.0, 1000.0, {}, {"epoch": epoch})
+
+    worker = replace(make_worker(storage, tmp_path, data_cache, {}), objective=train, stop=stop)
+    assert isinstance(worker.checkpoints.store, Folder)
+    store = Stuck(worker.checkpoints.store.path, "trial-00000-epoch-00002.state", threading.Event())
+    released = threading.Timer(30, store.goes_on.set)
+    released.start()
+    replace(worker, checkpoints=CheckpointDirectory(store)).work()
+    assert not store.goes_on.is_set()
+    trial = worker.opened.study.trials[0]
+    assert (trial.state, len(trial.intermediate_values)) == (TrialState.WAITING, 2)
+
+    released.cancel()
+    store.goes_on.set()
+    for thread in threading.enumerate():
+        if thread.name == "saver":
+            assert thread.daemon, "the process does not wait for it"
+            thread.join()
+    assert sorted(store.names()) == ["trial-00000-epoch-00001.state", "trial-00000.safetensors"]
+    with caplog.at_level("INFO"):
+        replace(worker, stop=StopRequest(grace_seconds=3600)).work()
+    assert "trial 0: goes on after epoch 1" in caplog.messages
+    assert worker.opened.study.trials[0].state == TrialState.COMPLETE
 
 
 def put_out_of_reach(worker: Worker) -> Callable[[], None]:

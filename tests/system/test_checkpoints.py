@@ -3,7 +3,9 @@
 import os
 import re
 import resource
+import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -193,6 +195,31 @@ def test_an_outage_of_s3_is_like_a_full_disk(
     assert re.search(rf"the checkpoint {file}\.safetensors cannot be written \(Could not con", said)
     assert re.search(rf"its state cannot be written \({bucket}/own-\w+/\S*: Could not con", said)
     assert "Traceback" not in said
+
+
+def test_a_worker_that_is_asked_to_stop_does_not_wait_for_a_bucket_that_does_not_answer(
+    study: Path, tmp_path: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compose and Kubernetes kill it after 30 s; the client of S3 would try for minutes."""
+    with s3_server() as (server, server_url):
+        environment |= {"HPSEARCH_CHECKPOINTS": new_bucket(server_url, monkeypatch)}
+        environment |= {"SECONDS": "0.5"}
+        with running(tmp_path, "worker", study, "--grace", 1, **environment) as worker:
+            assert worker.stdout is not None
+            for line in worker.stdout:
+                if "epoch 2 of 6" in line:
+                    break
+            server.send_signal(signal.SIGSTOP)  # Connections are made, and hear nothing.
+            # This epoch's files wait for those of the one before.
+            time.sleep(1)
+            worker.terminate()
+            said, _ = worker.communicate(timeout=20)
+    assert worker.returncode == 143, said
+    assert "trial 0: its last files are not waited for any longer" in said
+    assert re.search(r"trial 0: interrupted after epoch \d, handed back", said)
+    assert "Traceback" not in said
+    trial, *_ = open_study("own", open_storage(environment["HPSEARCH_STORAGE"])).study.trials
+    assert trial.state == TrialState.WAITING
 
 
 def test_a_database_that_has_no_space_is_one_line(
