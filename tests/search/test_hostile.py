@@ -1,33 +1,52 @@
 """Study files and stored attributes that somebody has made to do harm."""
 
+import itertools
 import json
+import math
+import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from data.dataset import load_dataset
 from data.errors import UserError
+from data.split import split_for_training
+from model.trial import EpochResult, TrialContext
+from search.enqueue import TOKEN
 from search.live import View, render, results_table
+from search.lost import LostTrials
 from search.objective import check_space
 from search.prepare import first_trials
-from search.space import make_space
+from search.space import ENQUEUED, make_space
+from search.stop import StopRequest
 from search.terminal import SafeConsole
 from search.warm import EARLIER_TRIALS, earlier_trials
+from search.worker import Worker
+from studies.checkpoints import open_checkpoints
 from studies.config import SHIPPED_DIRECTORY, load_study_file, parse_study
 from studies.confirmation import CONFIRMATION, SEARCHED, confirmation_of
+from studies.database import DatabaseStorage
 from studies.ownership import OwnedStorage
+from studies.patience import Patience
 from studies.results import (
     DEVICE,
     DIVERGED,
+    DTYPE,
     EARLIER_RUNS,
     EPOCHS_BEFORE,
     ERROR,
     IMAGES_PER_SECOND,
+    LOSSES,
+    OWNER,
+    SEED,
+    THREADS,
     WORKER,
     as_json,
     rank,
@@ -35,7 +54,7 @@ from studies.results import (
     summarise,
     utc_now,
 )
-from studies.storage import open_storage
+from studies.storage import open_database, open_storage
 from studies.study import create_or_continue, open_study
 
 DIGEST = "0123456789abcdef"
@@ -253,3 +272,126 @@ def test_a_trial_s_attribute_of_any_kind_can_be_shown(
     assert "\x1b" not in shown.get()
     assert len(shown.get()) < 20_000
     shown.get().encode()
+
+
+SPACE = {"rate": {"low": 0.01, "high": 0.1}, "layers": {"low": 1, "high": 3}, "kind": ["a", "b"]}
+OF_THE_USER = [OWNER, LOSSES, SEED, DTYPE, THREADS, DEVICE, TOKEN, EPOCHS_BEFORE, EARLIER_RUNS]
+OF_OPTUNA = [ENQUEUED, "gp:relative_params:0"]
+NO_JSON = ["", "{", "NaN", "1e999", "[" * 20_000, "9" * 5000, "\ud800"]
+DISTRIBUTIONS = [
+    '{"name": "FloatDistribution", "attributes": {"low": 0.01, "high": 0.1}}',
+    '{"name": "FloatDistribution", "attributes": {"low": -1e300, "high": 1e300}}',
+    '{"name": "FloatDistribution", "attributes": {"low": 0.01, "high": 0.1, "log": true}}',
+    '{"name": "IntDistribution", "attributes": {"low": 1, "high": 1000}}',
+    '{"name": "CategoricalDistribution", "attributes": {"choices": ["a", "b"]}}',
+    '{"name": "CategoricalDistribution", "attributes": {"choices": ["b", null]}}',
+    *('{"name": "Evil"}', "[]", '{"name": "FloatDistribution"}', *NO_JSON),
+]
+ATTRIBUTES = st.tuples(st.sampled_from(OF_THE_USER), VALUES.map(json.dumps))
+DAMAGED = st.tuples(st.sampled_from(OF_THE_USER + OF_OPTUNA), st.sampled_from(NO_JSON))
+FIXED = st.tuples(
+    st.sampled_from(OF_OPTUNA),
+    (VALUES | st.dictionaries(st.sampled_from([*SPACE, "x"]), ATOMS)).map(json.dumps),
+)
+PARAMETERS = st.tuples(
+    st.sampled_from([*SPACE, "x"]),
+    st.sampled_from([0.0, 1.0, 0.05, -1.0, 7.5, 1e300, math.inf, "many"]),
+    st.sampled_from(DISTRIBUTIONS),
+)
+EPOCHS = st.tuples(
+    st.sampled_from([-1, 0, 1, 2, 10**6]),
+    st.sampled_from([None, 0.5, 1e300, "high"]),
+    st.sampled_from(["FINITE", "INF_POS", "INF_NEG", "NAN", "EVIL"]),
+)
+
+
+@pytest.fixture(scope="module")
+def prepare_worker(
+    tmp_path_factory: pytest.TempPathFactory, data_cache: Path
+) -> Callable[[], tuple[Worker, int]]:
+    """Makes a worker of a study whose first trial waits; and the trial's identity."""
+    root = tmp_path_factory.mktemp("worker")
+    storage = open_database(f"sqlite:///{root / 'a.db'}", create=True)
+    data = split_for_training(load_dataset("cifar10-mini", data_cache), 0.1, 0)
+    numbers = itertools.count()
+
+    def train(parameters: Mapping[str, Any], context: TrialContext) -> Iterator[EpochResult]:
+        torch.manual_seed(context.seed)
+        assert 0.01 <= parameters["rate"] <= 0.1
+        assert parameters["kind"] in ("a", "b")
+        for epoch in range(1, context.epochs + 1):
+            yield EpochResult(epoch, parameters["rate"] * parameters["layers"], 1.0, 1.0, {})
+
+    def prepare() -> tuple[Worker, int]:
+        content = {
+            "name": f"fuzz-{next(numbers)}",
+            "trial": {"epochs": 2, "objective": "of.the.test:train"},
+            "space": SPACE,
+            "sampler": {"name": "gp", "startup_trials": 1},
+            "budget": {"trials": 3},
+        }
+        opened, _ = create_or_continue(
+            storage, parse_study(content, "fuzz"), DIGEST, [{"rate": 0.05}]
+        )
+        worker = Worker(
+            opened=opened,
+            storage=storage,
+            objective=train,
+            data=data,
+            device=torch.device("cpu"),
+            checkpoints=open_checkpoints(opened, root, None),
+            stop=StopRequest(grace_seconds=3600),
+            patience=Patience(0),
+            lost_trials=LostTrials(opened, storage),
+            deadline=time.time() + 20,
+        )
+        return worker, storage.open_trials(opened.study._study_id)[1][0].trial_id
+
+    return prepare
+
+
+def leave(worker: Worker, trial_id: int, stored: tuple[Any, ...]) -> None:
+    """In the database, past Optuna, what is drawn of `ATTRIBUTES`, `PARAMETERS` or `EPOCHS`."""
+    if len(stored) == 2:
+        kind = "system" if stored[0] in OF_OPTUNA else "user"
+        table, columns = f"trial_{kind}_attributes", "key, value_json"
+    elif isinstance(stored[0], str):
+        table, columns = "trial_params", "param_name, param_value, distribution_json"
+    else:
+        table = "trial_intermediate_values"
+        columns = "step, intermediate_value, intermediate_value_type"
+    assert isinstance(worker.storage, DatabaseStorage)
+    places = ", ".join("?" * len(stored))
+    with worker.storage.engine.begin() as connection:
+        connection.exec_driver_sql(
+            f"INSERT OR REPLACE INTO {table} (trial_id, {columns}) VALUES (?, {places})",
+            (trial_id, *(escaped(part) for part in stored)),
+        )
+
+
+def escaped(part: object) -> object:
+    return part.encode(errors="replace").decode() if isinstance(part, str) else part
+
+
+@settings(QUICK, max_examples=10)
+@given(st.lists(ATTRIBUTES | DAMAGED | FIXED | PARAMETERS | EPOCHS, min_size=1, max_size=3))
+@example([(ENQUEUED, "{")])
+@example([(ENQUEUED, '{"rate": 1e300}')])
+@example([("gp:relative_params:0", '"{"')])
+@example([("rate", 1e300, DISTRIBUTIONS[1])])
+@example([("rate", 0.05, DISTRIBUTIONS[3])])
+@example([("kind", 1.0, DISTRIBUTIONS[5])])
+@example([(1, None, "FINITE")])
+@example([(1, "high", "FINITE")])
+def test_a_worker_outlives_what_was_left_in_a_waiting_trial_and_no_sound_trial_is_lost(
+    prepare_worker: Callable[[], tuple[Worker, int]], left: list[tuple[Any, ...]]
+) -> None:
+    worker, trial_id = prepare_worker()
+    for stored in left:
+        leave(worker, trial_id, stored)
+    worker.work()
+    records = worker.opened.records
+    assert summarise(records).finished == 3
+    assert {record.state for record in records[1:]} <= {"complete", "pruned"}
+    assert records[0].state in ("complete", "pruned", "failed")
+    assert (records[0].state == "failed") == (records[0].reason is not None)
