@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -154,8 +154,9 @@ class Worker:
         except UNREADABLE as error:
             # Of the study, which a sampler or pruner reads, and not of this trial.
             if storage_failure(error) is not None:
-                self.patience.call(lambda: self.storage.hand_back(trial_id), self._may_wait)
-                logger.warning("the trial of identity %d: handed back as it was", trial_id)
+                with suppress(NotOwned, optuna.exceptions.UpdateFinishedTrialError):
+                    self.patience.call(lambda: self.storage.hand_back(trial_id), self._may_wait)
+                    logger.warning("the trial of identity %d: handed back as it was", trial_id)
             raise
 
     def _trial(self, trial_id: int) -> Trial:

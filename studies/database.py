@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from functools import cache
@@ -416,10 +416,24 @@ class DatabaseStorage(OwnedStorage, RDBStorage):
             raise Unreadable(trial.user_attrs[ERROR])
         return trial
 
-    def _get_trials(self, *arguments: Any, **options: Any) -> list[FrozenTrial]:
+    def _get_trials(
+        self,
+        study_id: int,
+        states: Container[TrialState] | None,
+        included_trial_ids: set[int],
+        trial_id_greater_than: int,
+    ) -> list[FrozenTrial]:
         """Of a study. One that cannot be read is an `UnreadTrial`, and hides none of the others."""
         self._begin_reading()
-        trials = super()._get_trials(*arguments, **options)
+        try:
+            trials = super()._get_trials(
+                study_id, states, included_trial_ids, trial_id_greater_than
+            )
+        except KeyError:
+            raise
+        except UNREADABLE:
+            # SQLite takes a text for a time, which is found when all rows are fetched together.
+            trials = self._one_by_one(study_id, included_trial_ids, trial_id_greater_than)
         # One that has not ended is failed by the worker that takes it, or finds it lost.
         unread = [t for t in trials if isinstance(t, UnreadTrial) and t.state.is_finished()]
         new = [trial for trial in unread if trial._trial_id not in self._warned_of]
@@ -428,7 +442,23 @@ class DatabaseStorage(OwnedStorage, RDBStorage):
             more = f" (and {len(new) - 1} more)" if len(new) > 1 else ""
             said = new[0].user_attrs[ERROR]
             logger.warning("trial %d%s counts as failed: %s", new[0].number, more, said)
-        return trials
+        return [trial for trial in trials if states is None or trial.state in states]
+
+    def _one_by_one(self, study_id: int, included: set[int], after: int) -> list[FrozenTrial]:
+        trials, found = models.TrialModel, []
+        rows = self.read(
+            sqlalchemy.select(trials.trial_id, trials.number, trials.state)
+            .where(trials.study_id == study_id)
+            .order_by(trials.trial_id)
+        )
+        for row in rows:
+            if row.trial_id > after or row.trial_id in included:
+                self._begin_reading()
+                try:
+                    found.append(super().get_trial(row.trial_id))
+                except UNREADABLE as error:
+                    found.append(UnreadTrial.of(row, error))
+        return found
 
     def _build_frozen_trial_from_trial_model(self, trial: models.TrialModel) -> FrozenTrial:
         """Called by Optuna to make a trial of its rows."""
@@ -545,8 +575,8 @@ class UnreadTrial(FrozenTrial):
             number=row.number,
             state=TrialState.FAIL if row.state.is_finished() else row.state,
             value=None,
-            datetime_start=row.datetime_start,
-            datetime_complete=row.datetime_complete,
+            datetime_start=None,
+            datetime_complete=None,
             params={},
             distributions={},
             user_attrs={ERROR: _not_read(error)},

@@ -40,7 +40,8 @@ from studies.config import StudyConfig, load_study_file
 from studies.database import DatabaseStorage
 from studies.ownership import OwnedStorage
 from studies.patience import Patience, ProxyFailure, StorageLost
-from studies.storage import open_database, open_storage
+from studies.results import LOSSES
+from studies.storage import open_database, open_storage, storage_failure
 from studies.stores import Folder
 from studies.study import create_or_continue
 from studies.timeline import runs_of
@@ -409,6 +410,50 @@ def test_a_trial_that_is_another_s_and_cannot_be_read_stops_no_worker(
     replace(worker, objective=train, stop=stop).work()
     assert "trial 0: this worker was taken for dead and has it no longer" in caplog.messages
     assert stop.requested, "it has gone on with another"
+
+
+def harm(storage: DatabaseStorage) -> None:
+    """Let the study be one that nobody can read: a trial has no state that there is."""
+    with storage.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE trials SET state = 'EVIL' WHERE trial_id = 1")
+
+
+class HarmfulSampler(optuna.samplers.RandomSampler):
+    """One that reads the study, when it is not to be read any more."""
+
+    def __init__(self, storage: DatabaseStorage) -> None:
+        super().__init__()
+        self._database = storage
+
+    def before_trial(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        if trial.number == 1:
+            harm(self._database)
+            study.get_trials()
+
+
+@pytest.mark.parametrize("reader", ["sampler", "pruner"])
+def test_a_trial_is_handed_back_at_once_with_its_files_if_the_study_cannot_be_read(
+    reader: str, tmp_path: Path, data_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = open_database(f"sqlite:///{tmp_path / 'a.db'}", create=True)
+    settings = {"sampler.name": "random", "pruner.name": "predictive"}
+    worker = make_worker(storage, tmp_path, data_cache, {}, **settings)
+    if reader == "sampler":
+        monkeypatch.setattr("search.worker.make_sampler", lambda *_: HarmfulSampler(storage))
+
+    def train(parameters: Mapping[str, Any], context: TrialContext) -> Iterator[EpochResult]:
+        if storage.is_ours(2):
+            harm(storage)
+        for result in poor(parameters, context):
+            yield replace(result, state={"epoch": result.epoch})
+
+    with pytest.raises(LookupError, match="EVIL") as error:
+        replace(worker, objective=train).work()
+    assert str(storage_failure(error.value)).startswith("the storage cannot be read: LookupError")
+    _, trials = storage.open_trials(worker.opened.study._study_id)
+    assert [(item.trial_id, item.state) for item in trials] == [(2, TrialState.WAITING)]
+    assert (worker.checkpoints.load_state(1) is not None) == (reader == "pruner")
+    assert LOSSES not in storage.get_trial(2).user_attrs
 
 
 def test_while_the_database_is_silent_it_is_not_asked_before_each_file(

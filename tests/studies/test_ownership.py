@@ -486,6 +486,32 @@ def test_a_trial_that_has_ended_and_cannot_be_read_hides_none_of_the_others(
     assert ours.open_trials(study._study_id) == (3, []), "nothing of it was changed"
 
 
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "UPDATE trials SET datetime_start = 'never'",
+        "UPDATE trial_intermediate_values SET intermediate_value_type = 'EVIL'",
+        "UPDATE trial_intermediate_values SET intermediate_value = 'high'",
+        "UPDATE trial_params SET param_value = 'high'",
+    ],
+)
+def test_so_it_is_with_what_sqlite_alone_takes(tmp_path: Path, harm: str) -> None:
+    storage = open_database(f"sqlite:///{tmp_path / 'a.db'}", create=True)
+    study = optuna.create_study(storage=storage, direction="maximize")
+    broken, sound = waiting(storage, study), waiting(storage, study)
+    for trial in (broken, sound):
+        assert storage.take(trial)
+        storage.report(trial, {1: 0.5}, {}, {"rate": (0.1, FloatDistribution(1e-4, 1.0))})
+    with storage.engine.begin() as connection:
+        connection.exec_driver_sql(f"{harm} WHERE trial_id = {broken}")
+    read = [trial.params for trial in study.get_trials(states=(TrialState.RUNNING,))]
+    assert read == [{}, {"rate": 0.1}]
+    with pytest.raises(Unreadable):
+        study._storage.get_trial(broken)
+    storage.give_up(broken)
+    assert [trial.state for trial in study.get_trials()] == [TrialState.FAIL, TrialState.RUNNING]
+
+
 def test_a_trial_that_loses_too_many_workers_has_failed(
     ours: OwnedStorage, study: optuna.Study
 ) -> None:
