@@ -25,8 +25,10 @@ srun --cpus-per-task="$SLURM_CPUS_PER_TASK" hpsearch worker "$@"
 code=$?
 
 # Stopped by the end of its time or by preemption (143), or the storage did not answer for too long
-# (75), with work left: another turn in the queue. After scancel this is not reached. Not by SLURM_JOB_ID, which for one of the tasks means all of them.
-if ((code == 143 || code == 75)); then
+# (75), or its GPU failed after a while (70), with work left: another turn in the queue. After scancel
+# this is not reached. Not by SLURM_JOB_ID, which for one of the tasks means all of them. One whose
+# GPU fails at once (71) may have a broken node.
+if ((code == 143 || code == 75 || code == 70)); then
     scontrol requeue "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"
 fi
 exit "$code"

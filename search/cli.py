@@ -957,11 +957,16 @@ def main() -> None:
         where = f"{error.filename}: " if error.filename else ""
         _fail(f"{where}{error.strerror or error}", 1)
     except Exception as error:
+        from search.broken import WorkerBroken
         from studies.patience import STORAGE_LOST_EXIT_CODE, StorageLost
         from studies.storage import storage_failure
 
         if isinstance(error, StorageLost):
             _fail(f"{error}; what was running is taken up again later", STORAGE_LOST_EXIT_CODE)
+        if isinstance(error, WorkerBroken):
+            _say(f"this worker is broken, and its trial is for another ({error})")
+            # A broken CUDA may abort a process that ends in order, with an exit code of its own.
+            os._exit(error.exit_code)
         message = storage_failure(error)
         if message is None:
             raise
@@ -969,9 +974,13 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    line = printable(without_passwords(" ".join(message.split())))
-    print(f"hpsearch: {shortened(line, LONGEST_LINE)}", file=sys.stderr)
+    _say(message)
     sys.exit(code)
+
+
+def _say(message: str) -> None:
+    line = printable(without_passwords(" ".join(message.split())))
+    print(f"hpsearch: {shortened(line, LONGEST_LINE)}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

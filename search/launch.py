@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
+from search.broken import BROKEN_AT_FIRST_EXIT_CODE, BROKEN_EXIT_CODE
 from search.gpus import ORDER, VARIABLE, visible_gpus
 from search.stop import STOPPED_EXIT_CODES, leave_terminal
 from studies.ownership import LAUNCH_VARIABLE, worker_name
@@ -233,18 +234,21 @@ def supervise(
     take_back: Callable[[RunningWorker, str], bool],
     interruptions: Interruptions,
     refresh: Callable[[Sequence[Place], int], None],
+    most_deaths: int = MOST_DEATHS,
 ) -> list[str]:
     """Keep a worker in each slot until all have ended by themselves, and pass interruptions on.
 
     One that dies is started again: at once, then after ever longer pauses. One that dies soon after
-    each of `MOST_DEATHS` starts is given up, unless it had a trial (which counts its losses) or was
-    told to stop. None runs on when this returns or raises.
+    each of `most_deaths` starts is given up, unless it had a trial (which counts its losses) or was
+    told to stop. One that is broken before it has trained an epoch has died soon, whenever that
+    was: it would cost one trial after the other. None runs on when this returns or raises.
 
     Args:
         start: starts the worker of a slot.
         take_back: called with a worker that has died and why, to take back its trials; says
             whether it had any.
         refresh: called about every `REFRESH_SECONDS` with the number of interruptions so far.
+        most_deaths: more than those that one trial can cause before it has failed.
 
     Returns:
         For each slot that was given up, a line that says why.
@@ -256,7 +260,9 @@ def supervise(
     try:
         for slot in slots:
             places.append(Place(start(slot), time.monotonic()))
-        troubles = _until_all_have_ended(places, start, take_back, interruptions, refresh)
+        troubles = _until_all_have_ended(
+            places, start, take_back, interruptions, refresh, most_deaths
+        )
     finally:
         # After an exception, nobody would look after them.
         _stop([place.worker for place in places], interruptions)
@@ -281,6 +287,7 @@ def _until_all_have_ended(
     take_back: Callable[[RunningWorker, str], bool],
     interruptions: Interruptions,
     refresh: Callable[[Sequence[Place], int], None],
+    most_deaths: int,
 ) -> list[str]:
     troubles: list[str] = []
     refreshed = 0.0
@@ -296,7 +303,8 @@ def _until_all_have_ended(
                     place.worker, place.started = start(place.worker.slot), time.monotonic()
                     place.starts_again = None
             elif not place.ended and (end := place.worker.ended()) is not None:
-                trouble = _after_end(place, end, take_back, bool(interruptions.received))
+                interrupted = bool(interruptions.received)
+                trouble = _after_end(place, end, take_back, interrupted, most_deaths)
                 if trouble:
                     troubles.append(trouble)
         if all(place.ended for place in places):
@@ -320,6 +328,7 @@ def _after_end(
     end: int | str,
     take_back: Callable[[RunningWorker, str], bool],
     interrupted: bool,
+    most_deaths: int,
 ) -> str | None:
     """Decide what becomes of a slot whose worker has ended: a line, if it is given up."""
     worker = place.worker
@@ -335,13 +344,14 @@ def _after_end(
     where = f"; see {worker.log}" if worker.log else ""
     line = f"worker {worker.slot.index}: {reason}{where}{_last_line(worker.log)}"
     lived = time.monotonic() - place.started
-    at_start = lived < SOON_SECONDS and not had_trial and end not in STOPPED_EXIT_CODES
+    soon = lived < SOON_SECONDS or end == BROKEN_AT_FIRST_EXIT_CODE
+    at_start = soon and not had_trial and end not in (*STOPPED_EXIT_CODES, BROKEN_EXIT_CODE)
     place.deaths = place.deaths + 1 if at_start else 1
     if interrupted or end in (USER_ERROR_EXIT_CODE, STORAGE_LOST_EXIT_CODE):
         place.ended = True
-    elif place.deaths == MOST_DEATHS:
+    elif place.deaths == most_deaths:
         place.ended = True
-        line = f"{line} ({MOST_DEATHS} times soon after its start; given up)"
+        line = f"{line} ({most_deaths} times soon after its start; given up)"
     else:
         pause = 0.0 if place.deaths == 1 else min(PAUSE_SECONDS * 2 ** (place.deaths - 2), 60.0)
         place.starts_again = time.monotonic() + pause

@@ -17,6 +17,7 @@ from optuna.trial import Trial
 from data.errors import UserError
 from data.split import TrainingData
 from model.trial import Diverged, EpochResult, TrialContext
+from search.broken import WorkerBroken, is_broken
 from search.reports import Reports
 from search.saver import Saver
 from search.space import Space, examples
@@ -172,7 +173,9 @@ def run_trial(run: Run) -> Outcome:
         NotOwned: the trial is another worker's by now.
         CheckpointsLost: their place has not answered for too long, or there is no time to wait.
         StorageLost: the database has not answered for too long.
-        Exception: of the storage. What the objective raises is an outcome, not an exception.
+        WorkerBroken: what the objective raised is no fault of the trial's. What was reported and
+            written of it stays.
+        Exception: of the storage. What else the objective raises is an outcome, not an exception.
     """
     with Saver(
         run.checkpoints, run.number, run.is_ours, may_wait=lambda: not run.stop.is_over
@@ -233,7 +236,8 @@ def _run_epochs(run: Run, saver: Saver) -> Outcome:
         for epoch, accuracy in enumerate(accuracies, start=1):
             reports.accuracy(epoch, accuracy)
         del resumable  # As large as the model and its optimizer.
-    run.log.begin(context, len(accuracies))
+    before = len(accuracies)
+    run.log.begin(context, before)
     epochs: Iterator[EpochResult] | None = None
     while len(accuracies) < context.epochs:
         try:
@@ -250,10 +254,16 @@ def _run_epochs(run: Run, saver: Saver) -> Outcome:
                 End.DIVERGED, tuple(accuracies), without_passwords(str(error))[:LONGEST_REASON]
             )
         except Exception as error:
+            if is_broken(error):
+                # Nor is what is pending said: of a trial that begins anew, it would remove epochs.
+                logger.warning("trial %d: this worker is broken", number, exc_info=True)
+                what = without_passwords(f"{type(error).__name__}: {error}").splitlines()[0]
+                raise WorkerBroken(what[:LONGEST_REASON], len(accuracies) > before) from error
             if context.resume is not None:
                 # The state may be of another device, or of another version.
                 logger.warning("trial %d begins anew", number, exc_info=True)
                 context, epochs, accuracies, kept = replace(context, resume=None), None, [], -1.0
+                before = 0
                 reports.goes_on_after(0)
                 continue
             logger.warning("trial %d raised", number, exc_info=True)

@@ -17,6 +17,7 @@ from search.device import placed, taken_device
 from search.draw import offer_export
 from search.export import Exported, any_device, describe, export_best
 from search.launch import (
+    MOST_DEATHS,
     Engine,
     Interruptions,
     Place,
@@ -228,9 +229,13 @@ def run_workers(launcher: Launcher, opened: OpenedStudy, source: str) -> list[st
             log = logs / f"worker-{slot.index}.log" if console.is_terminal else None
             return engine.start(slot, arguments, environment, log)
 
-        slots = engine.slots
+        def supervised(refresh: Callable[[Sequence[Place], int], None]) -> list[str]:
+            most_deaths = max(MOST_DEATHS, config.trial.max_retries + 2)
+            interruptions = launcher.interruptions
+            return supervise(engine.slots, start, take_back, interruptions, refresh, most_deaths)
+
         if not console.is_terminal:
-            return supervise(slots, start, take_back, launcher.interruptions, look)
+            return supervised(look)
         run_started = time.time()
         records: list[TrialRecord] = []
         with Live(console=console, auto_refresh=False, transient=True) as live:
@@ -251,7 +256,7 @@ def run_workers(launcher: Launcher, opened: OpenedStudy, source: str) -> list[st
                 )
                 live.update(render(view), refresh=True)
 
-            return supervise(slots, start, take_back, launcher.interruptions, refresh)
+            return supervised(refresh)
 
     with launcher.engine as engine:
         launcher.interruptions.install()  # Again: Ray puts its own handlers in their place.
@@ -399,6 +404,7 @@ def run_worker(
         StorageLost: the storage has not answered for too long.
         UserError: the study, its data and what is given here do not fit together, or GPUs are
             missing or occupied.
+        WorkerBroken: of no more use is this process, to go on needs another.
     """
     patience = patience or Patience(DEFAULT_SECONDS)
     # First: what is wrong with a GPU is said before the study is made and the data are read.

@@ -19,6 +19,7 @@ from optuna.trial import Trial, TrialState
 
 from data.split import TrainingData
 from model.trial import TrialContext
+from search.broken import WorkerBroken
 from search.budget import MOST_FAILURES_IN_A_ROW, Turn, check_failures, claim
 from search.device import device_name, dtype_name, free_memory
 from search.draw import draw, drawn_now_and_then
@@ -86,6 +87,8 @@ class Worker:
         Raises:
             UserError: trial after trial fails.
             StorageLost: the database, or the checkpoints' place, has not answered for too long.
+            WorkerBroken: no trial can be run in this process any more; the one that it had is for
+                another.
         """
         config, study = self.opened.config, self.opened.study
         seed = derived_seed(config.seed, socket.gethostname(), os.getpid(), time.time_ns())
@@ -100,6 +103,7 @@ class Worker:
             self._work_until_done(trials_before)
 
     def _work_until_done(self, trials_before: int) -> None:
+        has_trained = False
         while not self.stop.requested:
             if self.deadline is not None and time.time() >= self.deadline:
                 logger.info("the time is up")
@@ -110,7 +114,11 @@ class Worker:
             elif isinstance(claimed, Turn):
                 return
             else:
-                self._have(claimed)
+                try:
+                    has_trained = self._have(claimed) or has_trained
+                except WorkerBroken as error:
+                    error.has_trained = error.has_trained or has_trained
+                    raise
 
     def _next(self, trials_before: int) -> int | Turn:
         config, study = self.opened.config, self.opened.study
@@ -126,9 +134,13 @@ class Worker:
         """Whether there is time to wait for the database."""
         return not self.stop.requested
 
-    def _have(self, trial_id: int) -> None:
-        """Run a trial that was claimed. From here on its heart beats."""
-        name = f"the trial of identity {trial_id}"
+    def _have(self, trial_id: int) -> bool:
+        """Run a trial that was claimed. From here on its heart beats.
+
+        Returns:
+            Whether it has come to an epoch.
+        """
+        name, has_trained = f"the trial of identity {trial_id}", False
         try:
             with (
                 beating_heart(self.storage, trial_id, self.lost_trials, self.patience),
@@ -136,12 +148,13 @@ class Worker:
             ):
                 trial = self.patience.call(lambda: self._trial(trial_id), self._may_wait)
                 name = f"trial {trial.number}"
-                self._run(trial)
+                has_trained = self._run(trial)
         except (NotOwned, optuna.exceptions.UpdateFinishedTrialError):
             # Its heartbeat stopped for too long, for instance while a laptop was asleep.
             logger.warning("%s: this worker was taken for dead and has it no longer", name)
         finally:
             self.storage.forget(trial_id)
+        return has_trained
 
     @contextmanager
     def _left_to_others(self, trial_id: int) -> Iterator[None]:
@@ -149,7 +162,8 @@ class Worker:
         try:
             yield
         except Unreadable as error:
-            self.patience.call(lambda: self.storage.give_up(trial_id), self._may_wait)
+            lost = partial(self.storage.give_up, trial_id, 0, "its worker could not read it")
+            self.patience.call(lost, self._may_wait)
             logger.error("the trial of identity %d is given up: %s", trial_id, error)
         except UNREADABLE as error:
             # Of the study, which a sampler or pruner reads, and not of this trial.
@@ -164,7 +178,7 @@ class Worker:
         with quiet_optuna():
             return Trial(self.opened.study, trial_id)
 
-    def _run(self, trial: Trial) -> None:
+    def _run(self, trial: Trial) -> bool:
         # Once asked to stop, what there is to say is still said within the grace period.
         def may_wait() -> bool:
             return not self.stop.is_over
@@ -173,7 +187,7 @@ class Worker:
         refused = misfit(make_space(config.space), trial._cached_frozen_trial)
         if refused is not None:
             self._refuse(trial, refused, may_wait)
-            return
+            return False
         reports = Reports(
             trial,
             partial(self.storage.report, trial._trial_id),
@@ -211,6 +225,12 @@ class Worker:
             self.patience.call(lambda: self.storage.hand_back(trial._trial_id), may_wait)
             logger.warning("trial %d: handed back as it was", trial.number)
             raise
+        except WorkerBroken as error:
+            lost = partial(
+                self.storage.give_up, trial._trial_id, config.trial.max_retries, str(error)
+            )
+            self.patience.call(lost, may_wait)
+            raise
         if outcome.reason is not None:
             key = DIVERGED if outcome.end is End.DIVERGED else ERROR
             reports.attribute(key, outcome.reason)
@@ -222,6 +242,7 @@ class Worker:
         # It may take a minute, if the checkpoints' place does not answer; the next one does it.
         if outcome.end is not End.INTERRUPTED and not self.stop.is_over:
             self.patience.call(self._tidy, may_wait)
+        return bool(outcome.accuracies)
 
     def _refuse(self, trial: Trial, why: str, may_wait: Callable[[], bool]) -> None:
         trial_id, failed = trial._trial_id, f"**Failed**: {quoted(why)}."

@@ -153,10 +153,6 @@ class OwnedStorage(BaseStorage):
         self._tokens.pop(trial_id, None)
         self._beats.pop(trial_id, None)
 
-    def give_up(self, trial_id: int) -> None:
-        """Fail a trial of ours that cannot be read, before others come upon it; see `take_away`."""
-        self.take_away(trial_id, self._tokens.get(trial_id), 0, "its worker could not read it")
-
     def holds(self, trial_id: int) -> bool:
         """Whether nobody can have taken this trial of ours away, by its last heartbeat.
 
@@ -191,6 +187,14 @@ class OwnedStorage(BaseStorage):
             if owner is not None and worker_of(owner) == worker
         ]
         return any(taken)
+
+    def give_up(self, trial_id: int, most_losses: int, reason: str) -> bool:
+        """Take a trial of ours away from this process, which is lost to it; see `take_away`.
+
+        Called again after the connection was lost, it does no harm.
+        """
+        token = self._tokens.get(trial_id)
+        return token is not None and self.take_away(trial_id, token, most_losses, reason)
 
     def record_heartbeat(self, trial_id: int) -> None:
         """Of a trial that is still ours; of another's, nothing is recorded."""

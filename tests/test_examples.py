@@ -12,6 +12,7 @@ import pytest
 import typer.main
 import yaml
 
+from search.broken import BROKEN_AT_FIRST_EXIT_CODE, BROKEN_EXIT_CODE
 from search.cli import app
 from search.launch import USER_ERROR_EXIT_CODE
 from search.stop import GRACE_SECONDS
@@ -71,7 +72,7 @@ def test_the_slurm_script_is_bash_and_an_array_that_is_signalled_and_requeued() 
     assert int(seconds) > GRACE_SECONDS
 
 
-@pytest.mark.parametrize("code", [0, 1, 2, 130])
+@pytest.mark.parametrize("code", [0, 1, USER_ERROR_EXIT_CODE, BROKEN_AT_FIRST_EXIT_CODE, 130])
 def test_a_slurm_task_is_a_worker_and_ends_as_it_does(run_slurm: Run, code: int) -> None:
     ended, calls = run_slurm(code)
     assert ended == code
@@ -81,8 +82,8 @@ def test_a_slurm_task_is_a_worker_and_ends_as_it_does(run_slurm: Run, code: int)
     check_worker_command(words)
 
 
-@pytest.mark.parametrize("code", [143, STORAGE_LOST_EXIT_CODE])
-def test_a_slurm_task_that_was_told_to_stop_or_lost_its_storage_queues_again(
+@pytest.mark.parametrize("code", [143, STORAGE_LOST_EXIT_CODE, BROKEN_EXIT_CODE])
+def test_a_slurm_task_that_was_told_to_stop_lost_its_storage_or_broke_at_work_queues_again(
     run_slurm: Run, code: int
 ) -> None:
     ended, calls = run_slurm(code)

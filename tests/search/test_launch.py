@@ -9,6 +9,7 @@ import pytest
 import torch
 from optuna.trial import TrialState
 
+from search.broken import BROKEN_AT_FIRST_EXIT_CODE, BROKEN_EXIT_CODE
 from search.gpus import visible_gpus
 from search.launch import (
     Interruptions,
@@ -114,15 +115,28 @@ def test_when_all_workers_have_lost_the_storage_the_launcher_has_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ends", "had_trial", "starts"), [("kill -9 $$", True, 8), ("exit 143", False, 8)]
+    ("ends", "had_trial", "starts"),
+    [("kill -9 $$", True, 8), ("exit 143", False, 8), (f"exit {BROKEN_EXIT_CODE}", False, 8)],
 )
-def test_who_dies_in_a_trial_or_is_told_to_stop_is_not_given_up(
+def test_who_dies_in_a_trial_or_is_told_to_stop_or_breaks_at_work_is_not_given_up(
     ends: str, had_trial: bool, starts: int, tmp_path: Path
 ) -> None:
     script = f"echo >> {tmp_path}/starts; test $(wc -l < {tmp_path}/starts) -lt {starts} || exit 0"
     slots, start = running(f"{script}; {ends}")
     assert supervise(slots, start, lambda *_: had_trial, Interruptions(), lambda *_: None) == []
     assert len((tmp_path / "starts").read_text().splitlines()) == starts
+
+
+def test_a_slot_whose_workers_are_broken_before_their_first_epoch_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """However long that takes: a broken GPU would cost one trial after the other."""
+    monkeypatch.setattr("search.launch.PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("search.launch.SOON_SECONDS", 0.0)
+    slots, start = running(f"echo >> {tmp_path}/starts; exit {BROKEN_AT_FIRST_EXIT_CODE}")
+    (trouble,) = supervise(slots, start, taken_back, Interruptions(), lambda *_: None, 6)
+    assert trouble == "worker 1: exited with code 71 (6 times soon after its start; given up)"
+    assert len((tmp_path / "starts").read_text().splitlines()) == 6
 
 
 @pytest.mark.parametrize("when", ["while they run", "at a start"])

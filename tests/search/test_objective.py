@@ -11,6 +11,7 @@ from data.dataset import load_dataset
 from data.errors import UserError
 from data.split import split_for_training
 from model.trial import Diverged, EpochResult, TrialContext
+from search.broken import WorkerBroken
 from search.objective import End, Objective, Outcome, Run, load_objective, run_trial
 from search.reports import Reports
 from search.stop import StopRequest
@@ -21,6 +22,7 @@ from studies.results import BEST_EPOCH, IMAGES_PER_SECOND
 from studies.stores import Folder
 
 EPOCHS = 4
+ILLEGAL = "CUDA error: an illegal memory access was encountered"
 
 
 @pytest.fixture
@@ -149,6 +151,32 @@ def test_an_error_fails_the_trial_with_its_message(
 ) -> None:
     _, outcome = run(raising(RuntimeError("no such kernel")), context, checkpoints)
     assert outcome == Outcome(End.FAILED, (0.5,), "RuntimeError: no such kernel")
+
+
+def test_an_error_of_the_process_leaves_the_trial_as_it_was_after_its_last_epoch(
+    context: TrialContext, checkpoints: CheckpointDirectory
+) -> None:
+    broken = RuntimeError(f"{ILLEGAL}\nCUDA kernel errors might be asynchronously reported")
+
+    def train(_: Mapping[str, Any], context: TrialContext) -> Iterator[EpochResult]:
+        if context.resume:
+            raise broken
+        for epoch in (1, 2):
+            yield EpochResult(epoch, 0.1 * epoch, 1.0, 1000.0, {}, {"epoch": epoch})
+        raise broken
+
+    study = optuna.create_study(direction="maximize", pruner=optuna.pruners.NopPruner())
+    trial = study.ask()
+    with pytest.raises(WorkerBroken, match=f"^RuntimeError: {ILLEGAL}$") as caught:
+        run_on(trial, train, context, checkpoints)
+    assert caught.value.has_trained
+    with pytest.raises(WorkerBroken) as caught:  # It does not begin anew.
+        run_on(Trial(study, trial._trial_id), train, context, checkpoints)
+    assert not caught.value.has_trained
+    assert study.trials[0].intermediate_values == {1: 0.1, 2: 0.2}
+    left = checkpoints.load_state(trial.number)
+    assert left is not None
+    assert left.accuracies == (0.1, 0.2)
 
 
 def test_an_objective_that_ends_early_fails_the_trial(

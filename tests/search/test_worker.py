@@ -23,6 +23,7 @@ from data.split import split_for_training
 from model.resnet import ResNet
 from model.train import train
 from model.trial import Diverged, EpochResult, TrialContext
+from search.broken import WorkerBroken
 from search.lost import LostTrials
 from search.objective import Outcome
 from search.prepare import first_trials
@@ -40,7 +41,7 @@ from studies.config import StudyConfig, load_study_file
 from studies.database import DatabaseStorage
 from studies.ownership import OwnedStorage
 from studies.patience import Patience, ProxyFailure, StorageLost
-from studies.results import LOSSES
+from studies.results import EPOCHS_BEFORE, ERROR, LOSSES, OWNER
 from studies.storage import open_database, open_storage, storage_failure
 from studies.stores import Folder
 from studies.study import create_or_continue
@@ -241,6 +242,80 @@ def test_a_trial_is_handed_back_while_a_file_of_it_is_stuck_which_does_not_appea
         replace(worker, stop=StopRequest(grace_seconds=3600)).work()
     assert "trial 0: goes on after epoch 1" in caplog.messages
     assert worker.opened.study.trials[0].state == TrialState.COMPLETE
+
+
+def breaking(_: Mapping[str, Any], context: TrialContext) -> Iterator[EpochResult]:
+    """An objective on a GPU that this process can use no more."""
+    raise RuntimeError("CUDA error: an illegal memory access was encountered")
+    yield
+
+
+def test_a_worker_that_is_broken_gives_its_trial_back_with_all_that_it_has(
+    interrupted: Worker,
+) -> None:
+    names = interrupted.checkpoints.store.names()
+    with pytest.raises(WorkerBroken) as caught:
+        replace(interrupted, objective=breaking).work()
+    assert caught.value.exit_code == 71
+    trial = interrupted.opened.study.trials[0]
+    assert (trial.state, len(trial.intermediate_values)) == (TrialState.WAITING, 3)
+    assert (trial.user_attrs[LOSSES], trial.user_attrs[OWNER]) == (1, None)
+    assert sorted(interrupted.checkpoints.store.names()) == sorted(names)
+    interrupted.work()
+    assert {trial.state for trial in interrupted.opened.study.trials} == {TrialState.COMPLETE}
+    (lost,) = interrupted.opened.records[0].earlier_runs[1:]
+    assert (lost.epochs_before, lost.epochs, lost.lost) == (3, 3, True)
+
+
+def test_a_trial_that_begins_anew_on_a_broken_worker_keeps_its_epochs(interrupted: Worker) -> None:
+    """The first error may have been of the broken device as well, in other words."""
+
+    def train(_: Mapping[str, Any], context: TrialContext) -> Iterator[EpochResult]:
+        if context.resume:
+            raise RuntimeError("CUDNN_STATUS_EXECUTION_FAILED")
+        return breaking(_, context)
+
+    with pytest.raises(WorkerBroken):
+        replace(interrupted, objective=train).work()
+    trial = interrupted.opened.study.trials[0]
+    assert (trial.state, len(trial.intermediate_values)) == (TrialState.WAITING, 3)
+    assert trial.user_attrs[EPOCHS_BEFORE] == 3
+    assert interrupted.checkpoints.load_state(0) is not None
+
+
+def test_a_trial_that_breaks_each_of_its_workers_has_failed_and_the_study_goes_on(
+    interrupted: Worker,
+) -> None:
+    def breaks_on_the_first(
+        parameters: Mapping[str, Any], context: TrialContext
+    ) -> Iterator[EpochResult]:
+        is_first = interrupted.opened.study.trials[0].state == TrialState.RUNNING
+        return breaking(parameters, context) if is_first else poor(parameters, context)
+
+    worker = replace(interrupted, objective=breaks_on_the_first)
+    for _ in range(1 + worker.opened.config.trial.max_retries):
+        with pytest.raises(WorkerBroken):
+            worker.work()
+    worker.work()
+    first, *others = worker.opened.study.trials
+    assert first.state == TrialState.FAIL
+    assert first.user_attrs[ERROR] == (
+        "its worker was lost 4 times without a new epoch in between; last: RuntimeError: "
+        "CUDA error: an illegal memory access was encountered"
+    )
+    assert [trial.state for trial in others] == [TrialState.COMPLETE] * 7
+
+
+def test_a_worker_that_breaks_after_it_has_trained_says_so_whichever_trial_it_was(
+    storage: OwnedStorage, tmp_path: Path, data_cache: Path
+) -> None:
+    objectives = iter([poor, breaking])
+    worker = make_worker(storage, tmp_path, data_cache, {})
+    with pytest.raises(WorkerBroken) as caught:
+        replace(worker, objective=lambda *given: next(objectives)(*given)).work()
+    assert caught.value.exit_code == 70
+    states = [trial.state for trial in worker.opened.study.trials]
+    assert states[:2] == [TrialState.COMPLETE, TrialState.WAITING]
 
 
 def put_out_of_reach(worker: Worker) -> Callable[[], None]:

@@ -455,9 +455,9 @@ def test_a_trial_of_ours_that_cannot_be_read_is_said_to_be_so_and_given_up(
     for read in (ours.get_trial, ours.hand_back):
         with pytest.raises(Unreadable, match="what is stored of it cannot be read: "):
             read(trial)
-    theirs.give_up(trial)
+    theirs.give_up(trial, 0, "lost")
     assert ours.is_ours(trial), "it is not theirs to be given up"
-    ours.give_up(trial)
+    ours.give_up(trial, 0, "lost")
     found = theirs.get_trial(trial)
     assert (found.state, found.params) == (TrialState.FAIL, {})
     assert found.user_attrs[ERROR].startswith("what is stored of it cannot be read: ")
@@ -508,7 +508,7 @@ def test_so_it_is_with_what_sqlite_alone_takes(tmp_path: Path, harm: str) -> Non
     assert read == [{}, {"rate": 0.1}]
     with pytest.raises(Unreadable):
         study._storage.get_trial(broken)
-    storage.give_up(broken)
+    storage.give_up(broken, 0, "lost")
     assert [trial.state for trial in study.get_trials()] == [TrialState.FAIL, TrialState.RUNNING]
 
 
@@ -563,6 +563,21 @@ def test_a_trial_that_begins_anew_each_time_and_dies_in_the_same_epoch_has_faile
     trial = waiting(ours, study)
     states = [lose(ours, trial, 2, before=0) for _ in range(3)]
     assert states == [TrialState.WAITING, TrialState.WAITING, TrialState.FAIL]
+
+
+def test_who_gives_a_trial_up_counts_as_lost_to_it_once(
+    ours: OwnedStorage, theirs: OwnedStorage, study: optuna.Study
+) -> None:
+    trial = waiting(ours, study)
+    assert not ours.give_up(trial, 3, "broken"), "not ours"
+    assert ours.take(trial)
+    assert not theirs.give_up(trial, 3, "broken"), "not theirs"
+    assert ours.give_up(trial, 3, "broken")
+    assert not ours.give_up(trial, 3, "broken")  # As after a connection that was lost.
+    found = theirs.get_trial(trial)
+    assert (found.state, found.user_attrs[LOSSES]) == (TrialState.WAITING, 1)
+    assert theirs.take(trial)
+    assert not ours.give_up(trial, 3, "broken"), "another's by now"
 
 
 def test_a_dead_worker_s_trials_are_taken_back_and_no_other_s(

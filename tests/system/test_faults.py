@@ -38,12 +38,25 @@ from model.trial import EpochResult
 if os.environ.get("DIES_AT_START") and "worker" in __import__("sys").argv:
     os._exit(3)
 
+BROKEN = False
+
+def compute(x, epoch):
+    global BROKEN
+    time.sleep(0.25)
+    if x == 13 and epoch == 2:
+        os.kill(os.getpid(), 9)
+    once = x == 14 and epoch == 3 and not Path("was-broken").exists()
+    if once:
+        Path("was-broken").touch()
+    # As with CUDA: from the first such error on, each call fails in this process.
+    BROKEN = BROKEN or once or (x == 15 and epoch == 2)
+    if BROKEN:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\\nCUDA kernel ...")
+
 def train(parameters, context):
     before = context.resume["epoch"] if context.resume else 0
     for epoch in range(before + 1, context.epochs + 1):
-        time.sleep(0.25)
-        if parameters["x"] == 13 and epoch == 2:
-            os.kill(os.getpid(), 9)
+        compute(parameters["x"], epoch)
         with open("epochs", "a") as file:
             file.write(f"{parameters['x']} {epoch} {os.getpid()}\\n")
         yield EpochResult(epoch, epoch / 100, 1.0, 100.0, {}, {"epoch": epoch})
@@ -191,6 +204,44 @@ def test_a_trial_that_kills_its_workers_fails_and_the_study_goes_on(
         "its worker was lost 3 times without a new epoch in between; last: killed by SIGKILL"
     )
     assert failed.user_attrs[LOSSES] == 3
+
+
+def test_a_worker_whose_gpu_fails_is_replaced_and_costs_no_trial_and_no_epoch(
+    hpsearch: Hpsearch, status: Status, study: Path, tmp_path: Path, storage_url: str
+) -> None:
+    settings = ("--set", "space.x=[14, 1]")
+    result = hpsearch("run", study, "--workers", 1, *settings, HPSEARCH_STORAGE=storage_url)
+    assert result.returncode == 0, result.stderr
+    said = [line for line in result.stderr.splitlines() if line.startswith("hpsearch: ")]
+    assert said == [
+        "hpsearch: this worker is broken, and its trial is for another (RuntimeError: CUDA error: "
+        "an illegal memory access was encountered)"
+    ]
+    assert result.stderr.count("worker 1: exited with code 70; it is started again") == 1
+    found = status("own", storage_url)
+    assert (found["complete"], found["failed"]) == (2, 0)
+    assert all(trial["accuracies"] == [e / 100 for e in range(1, 7)] for trial in found["top"])
+    assert len(trained(tmp_path)) == 2 * 6, "no epoch is trained twice"
+    trials = open_study("own", open_storage(storage_url)).study.trials
+    assert sorted(trial.user_attrs.get(LOSSES, 0) for trial in trials) == [0, 1]
+
+
+def test_a_trial_that_breaks_each_gpu_fails_and_the_study_goes_on(
+    hpsearch: Hpsearch, status: Status, study: Path, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path / 'a.db'}"
+    settings = ("--set", "space.x=[15, 1]", "--set", "trial.max_retries=1")
+    result = hpsearch("run", study, "--workers", 1, "--storage", url, *settings)
+    assert result.returncode == 0, result.stderr
+    found = status("own", url)
+    assert (found["complete"], found["failed"], found["running"]) == (1, 1, 0)
+    trials = open_study("own", open_storage(url)).study.trials
+    (failed,) = [t for t in trials if t.state == optuna.trial.TrialState.FAIL]
+    assert failed.user_attrs["error"] == (
+        "its worker was lost 2 times without a new epoch in between; last: RuntimeError: CUDA "
+        "error: an illegal memory access was encountered"
+    )
+    assert failed.intermediate_values == {1: 0.01}
 
 
 def test_a_worker_that_dies_at_each_start_is_given_up_and_why(
