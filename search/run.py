@@ -6,12 +6,14 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Self, TypeVar
 
 from rich.live import Live
 
 from data.errors import UserError
 from data.files import DEFAULT_ROOT
+from search.background import Background
 from search.budget import Turn, next_turn
 from search.device import placed, taken_device
 from search.draw import offer_export
@@ -53,6 +55,9 @@ from studies.study import (
 from studies.text import counted
 
 T = TypeVar("T")
+
+SOON_SECONDS = 0.5
+"""For so long the live view waits for the storage before it shows what it knew."""
 
 logger = logging.getLogger(__name__)
 
@@ -189,6 +194,7 @@ def run_workers(launcher: Launcher, opened: OpenedStudy, source: str) -> list[st
     # The URL may hold a password: it goes by the environment, which only the user can read.
     environment = {URL_VARIABLE: launcher.storage.url}
     dead: list[tuple[str, str]] = []
+    asking = Lock()
 
     def attempt(function: Callable[[], T], otherwise: T) -> T:
         # If the storage is lost, it is so to the workers as well, which end by themselves.
@@ -213,8 +219,9 @@ def run_workers(launcher: Launcher, opened: OpenedStudy, source: str) -> list[st
     def take_back_dead() -> bool:
         # Without any, nothing would be asked of the storage, and that is not an answer.
         found = False
-        for _ in list(dead):
-            found = attempt(take_back_first, False) or found
+        with asking:
+            for _ in list(dead):
+                found = attempt(take_back_first, False) or found
         return found
 
     def take_back(worker: RunningWorker, reason: str) -> bool:
@@ -238,12 +245,20 @@ def run_workers(launcher: Launcher, opened: OpenedStudy, source: str) -> list[st
             return supervised(look)
         run_started = time.time()
         records: list[TrialRecord] = []
+
+        def ask() -> list[TrialRecord]:
+            nonlocal records
+            take_back_dead()
+            with asking:
+                records = attempt(lambda: opened.records, records)
+            return records
+
+        # A storage that hangs is to hold up neither the view nor what Ctrl-C is to do.
+        asked = Background(ask, records)
         with Live(console=console, auto_refresh=False, transient=True) as live:
 
             def refresh(places: Sequence[Place], interrupted: int) -> None:
-                nonlocal records
-                take_back_dead()
-                records = attempt(lambda: opened.records, records)
+                records = asked.latest(SOON_SECONDS)
                 view = View(
                     opened.config,
                     masked(launcher.storage.url),
@@ -330,6 +345,8 @@ def _finish(
     console, options, opened = launcher.console, launcher.options, prepared.opened
     interruptions = launcher.interruptions
     interruptions.raises = True
+    if interruptions.received and launcher.patience.trouble:
+        return stopped(launcher)  # To ask once more would take the time of whoever wants to go.
     records = launcher.patience.call(lambda: opened.records, lambda: not interruptions.received)
     summary = summarise(records)
     console.print(

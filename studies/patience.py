@@ -142,7 +142,8 @@ class Patience:
     @property
     def waited(self) -> float:
         """Seconds for which the database has not answered; 0 if it does."""
-        return 0.0 if self._since is None else self._clock() - self._since
+        since = self._since  # Another thread may have an answer just now.
+        return 0.0 if since is None else self._clock() - since
 
     def heard(self) -> None:
         """The database has answered this process to something else, such as a heartbeat.

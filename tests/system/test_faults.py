@@ -18,7 +18,7 @@ from search.prepare import create_from_file
 from studies.config import load_study_file
 from studies.proxy import start
 from studies.results import LOSSES, OWNER
-from studies.storage import open_database, open_storage
+from studies.storage import CONNECT_SECONDS, open_database, open_storage
 from studies.study import VERSIONS, open_study
 from tests.conftest import Postgres, forget_heartbeats
 from tests.system.processes import impatient, running, trained, wait_for
@@ -492,3 +492,21 @@ def test_the_live_view_says_that_the_database_hangs_and_ctrl_c_stops_it_still(
     finally:
         terminal.close()
     assert "to continue: hpsearch run" in terminal.output
+
+
+def test_ctrl_c_is_heeded_while_the_live_view_waits_for_a_database_that_hangs(
+    long_study: Path, tmp_path: Path, stoppable: Postgres
+) -> None:
+    long_study.write_text(long_study.read_text().replace(f"= {LONG}", "= 1000"))
+    arguments = ("run", long_study, "--workers", 1, "--storage", stoppable.url)
+    terminal = Terminal(*arguments, cwd=tmp_path)
+    try:
+        terminal.read_until(r"[1-9]/1000")
+        with stoppable.hanging():
+            time.sleep(1.5)  # It is asked once a second.
+            terminal.press_ctrl_c()
+            # Before the database could have been given up.
+            terminal.read_until("Ctrl-C again", seconds=2 * CONNECT_SECONDS - 2)
+        assert terminal.exit_code() == 130
+    finally:
+        terminal.close()
