@@ -351,7 +351,9 @@ def _after_end(
         place.ended = True
     elif place.deaths == most_deaths:
         place.ended = True
-        line = f"{line} ({most_deaths} times soon after its start; given up)"
+        broken = end == BROKEN_AT_FIRST_EXIT_CODE
+        when = "before its first epoch" if broken else "soon after its start"
+        line = f"{line} ({most_deaths} times {when}; given up)"
     else:
         pause = 0.0 if place.deaths == 1 else min(PAUSE_SECONDS * 2 ** (place.deaths - 2), 60.0)
         place.starts_again = time.monotonic() + pause
