@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 
 from data.errors import UserError
 from studies.ownership import OwnedStorage
-from studies.standing import Ended
+from studies.standing import Ended, Standing
 
 MOST_FAILURES_IN_A_ROW = 10
 
@@ -66,6 +66,14 @@ def next_turn(trials: Sequence[Numbered], limit: int | None, may_create: bool) -
     return Turn.WAIT if any(trial.state in unfinished for trial in taken) else Turn.DONE
 
 
+def left_of(
+    storage: OwnedStorage, study_id: int, limit: int | None
+) -> tuple[list[Standing], int | None]:
+    """The trials from the first that has not ended on, and what of the budget is left for them."""
+    ended, trials = storage.open_trials(study_id)
+    return trials, None if limit is None else max(limit - ended, 0)
+
+
 def claim(study: Study, storage: OwnedStorage, limit: int | None, may_create: bool) -> int | Turn:
     """A trial to run, which no other worker has, or what to do instead.
 
@@ -77,8 +85,7 @@ def claim(study: Study, storage: OwnedStorage, limit: int | None, may_create: bo
     while True:
         if storage.may_have_created() and (created := storage.create(study_id, limit)) is not None:
             return created
-        ended, trials = storage.open_trials(study_id)
-        left = None if limit is None else max(limit - ended, 0)
+        trials, left = left_of(storage, study_id, limit)
         for trial in budgeted(trials, left):
             free = trial.state == TrialState.WAITING or storage.may_have_taken(trial.trial_id)
             if free and storage.take(trial.trial_id):

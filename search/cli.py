@@ -10,6 +10,7 @@ import shlex
 import signal
 import sys
 import traceback
+from contextlib import suppress
 from enum import StrEnum
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -965,6 +966,8 @@ def main() -> None:
             _fail(f"{error}; what was running is taken up again later", STORAGE_LOST_EXIT_CODE)
         if isinstance(error, WorkerBroken):
             _say(f"this worker is broken, and its trial is for another ({error})")
+            with suppress(OSError):
+                sys.stdout.flush()
             # A broken CUDA may abort a process that ends in order, with an exit code of its own.
             os._exit(error.exit_code)
         message = storage_failure(error)

@@ -14,7 +14,7 @@ from rich.live import Live
 from data.errors import UserError
 from data.files import DEFAULT_ROOT
 from search.background import Background
-from search.budget import Turn, next_turn
+from search.budget import Turn, left_of, next_turn
 from search.device import placed, taken_device
 from search.draw import offer_export
 from search.export import Exported, any_device, describe, export_best
@@ -166,8 +166,7 @@ def unless_stopped(launcher: Launcher, work: Callable[[], int]) -> int:
 def is_spent(opened: OpenedStudy, storage: OwnedStorage) -> bool:
     """Whether the budget leaves nothing to do, not even to wait for a running trial."""
     may_create, limit = opened.config.sampler.name != "grid", opened.config.budget.trials
-    ended, trials = storage.open_trials(opened.study._study_id)
-    left = None if limit is None else max(limit - ended, 0)
+    trials, left = left_of(storage, opened.study._study_id, limit)
     return next_turn(trials, left, may_create) is Turn.DONE
 
 

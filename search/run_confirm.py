@@ -71,9 +71,9 @@ def confirm_study(
             troubles = run_workers(launcher, prepared.opened, here)
         for trouble in troubles:
             launcher.console.print(trouble, style="red")
+        launcher.interruptions.raises = True
         if launcher.interruptions.received:
             return stopped(launcher)
-        launcher.interruptions.raises = True
         lacking = launcher.patience.call(lambda: missing(prepared.opened, retrainings))
         if lacking:
             launcher.console.print(

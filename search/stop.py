@@ -2,6 +2,7 @@
 
 import os
 import signal
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,10 +28,11 @@ def signals_as_before() -> Iterator[None]:
 
 
 def leave_terminal() -> None:
-    """After SIGHUP: the terminal is gone, and to write to it would be an error."""
+    """After SIGHUP: the terminal is gone, and to write to it, not to a file, would be an error."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.dup2(nowhere, sys.stderr.fileno())
+    for stream in (sys.stdout, sys.stderr):
+        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            os.dup2(nowhere, stream.fileno())
 
 
 class Stopped(BaseException):

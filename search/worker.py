@@ -162,7 +162,9 @@ class Worker:
         try:
             yield
         except Unreadable as error:
-            lost = partial(self.storage.give_up, trial_id, 0, "its worker could not read it")
+            most_losses = self.opened.config.trial.max_retries
+            why = "its worker could not read it"
+            lost = partial(self.storage.give_up, trial_id, most_losses, why)
             self.patience.call(lost, self._may_wait)
             logger.error("the trial of identity %d is given up: %s", trial_id, error)
         except UNREADABLE as error:

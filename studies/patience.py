@@ -24,8 +24,8 @@ STORAGE_LOST_EXIT_CODE = 75
 
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 10.0
-LONGEST_STRETCH_SECONDS = 2 * LONGEST_PAUSE_SECONDS
-"""Between two failures. If they are further apart, it is not known what was between them."""
+LONGEST_STRETCH_SECONDS = 60.0
+"""From a failure to the next attempt. If it is longer, it is not known what was between them."""
 PAUSE_PER_WAIT = 3.0
 LONGEST_RESPITE_SECONDS = 30.0
 """A server that hangs does not even refuse: each attempt takes seconds, in which nobody trains."""
@@ -189,6 +189,8 @@ class Patience:
         started = self._clock()
         if self._since is not None and started < self._next:
             return otherwise
+        if self._failed_at < self._heard_at and started - self._failed_at > LONGEST_STRETCH_SECONDS:
+            self._since = None
         try:
             result = function()
         except STORAGE_ERRORS as error:
@@ -205,8 +207,6 @@ class Patience:
             raise error
         now = self._clock()
         self.trouble = reason(error)
-        if self._failed_at < self._heard_at and now - self._failed_at > LONGEST_STRETCH_SECONDS:
-            self._since = None
         self._failed_at = now
         if self._since is None:
             self._since, self._pause = now, FIRST_PAUSE_SECONDS

@@ -32,7 +32,8 @@ OWNER_KEY = "hpsearch-owner"
 """In the metadata of a write to a trial: the token of who has it."""
 AUTHORIZATION_KEY = "authorization"
 NOT_OWNED = grpc.StatusCode.ABORTED
-UNREADABLE = grpc.StatusCode.DATA_LOSS
+TRIAL_UNREADABLE = grpc.StatusCode.DATA_LOSS
+STUDY_UNREADABLE = grpc.StatusCode.OUT_OF_RANGE
 
 SECRET = "HPSEARCH_PROXY_TOKEN"
 SECRET_FILE = "HPSEARCH_PROXY_TOKEN_FILE"
@@ -227,8 +228,10 @@ class _Calls(grpc.UnaryUnaryClientInterceptor):
             return call
         if code == NOT_OWNED:
             raise NotOwned(call.details())
-        if code == UNREADABLE:
+        if code == TRIAL_UNREADABLE:
             raise Unreadable(call.details())
+        if code == STUDY_UNREADABLE:
+            raise ValueError(call.details())
         said = call.details()
         if code == grpc.StatusCode.UNIMPLEMENTED:
             said = "what answers there is not hpsearch storage-proxy, or an older one"

@@ -26,9 +26,11 @@ from studies.proxied import (
     NOT_OWNED,
     OWNER_KEY,
     SERVICE,
-    UNREADABLE,
+    STUDY_UNREADABLE,
+    TRIAL_UNREADABLE,
     address,
 )
+from studies.standing import UNREADABLE
 
 THREADS = 15
 """Each of which uses one connection to the database at a time."""
@@ -137,7 +139,9 @@ class _Gate(grpc.ServerInterceptor):
             except NotOwned as error:
                 context.abort(NOT_OWNED, str(error))
             except Unreadable as error:
-                context.abort(UNREADABLE, str(error))
+                context.abort(TRIAL_UNREADABLE, str(error))
+            except UNREADABLE as error:
+                context.abort(STUDY_UNREADABLE, f"{type(error).__name__}: {reason(error)}")
             except STORAGE_ERRORS as error:
                 code = grpc.StatusCode.INTERNAL
                 if is_transient(error):

@@ -99,7 +99,7 @@ def outlines(read: Read, study_id: int, numbers: Collection[int], best: int) -> 
         *read(complete.order_by(values.value.desc().nulls_last(), _trials.number).limit(best)),
     ]
     return [
-        outline(number, STATE_NAMES[state], value)
+        outline(number, STATE_NAMES[state], _number(value))
         for number, state, value in {row.number: row for row in rows}.values()
     ]
 
@@ -144,9 +144,14 @@ def reached(read: Read, study_id: int, epoch: int, since: int) -> list[Reach]:
         .order_by(_trials.trial_id)
     )
     return [
-        Reach(trial_id, state.is_finished(), reported, value)
+        Reach(trial_id, state.is_finished(), reported, _number(value))
         for trial_id, state, reported, value in rows
     ]
+
+
+def _number(stored: object) -> float | None:
+    """None for a text, which SQLite takes for a number."""
+    return stored if isinstance(stored, float) else None
 
 
 def parsed(stored: str | None) -> Any:

@@ -116,7 +116,7 @@ def test_the_kubernetes_job_runs_workers_until_all_have_ended(
     # Of one worker: it may be its node's fault. Kubernetes takes it only with such a limit.
     assert hopeless["action"] == "FailIndex"
     assert job["backoffLimitPerIndex"] > 0
-    assert hopeless["onExitCodes"]["values"] == [USER_ERROR_EXIT_CODE]
+    assert hopeless["onExitCodes"]["values"] == [USER_ERROR_EXIT_CODE, BROKEN_AT_FIRST_EXIT_CODE]
     assert pod["terminationGracePeriodSeconds"] > GRACE_SECONDS
     (container,) = pod["containers"]
     assert hopeless["onExitCodes"]["containerName"] == container["name"]

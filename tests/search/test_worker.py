@@ -244,6 +244,33 @@ def test_a_trial_is_handed_back_while_a_file_of_it_is_stuck_which_does_not_appea
     assert worker.opened.study.trials[0].state == TrialState.COMPLETE
 
 
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "UPDATE trial_values SET value = 'high'",
+        "UPDATE trial_intermediate_values SET intermediate_value = 'high'",
+    ],
+)
+def test_a_text_for_a_number_of_an_ended_trial_stops_no_worker(
+    harm: str, tmp_path: Path, data_cache: Path
+) -> None:
+    """SQLite takes it."""
+    database = open_database(f"sqlite:///{tmp_path / 'a.db'}", create=True)
+    began: list[int] = []
+
+    def train(parameters: Mapping[str, Any], context: TrialContext) -> Iterator[EpochResult]:
+        began.append(1)
+        if len(began) == 4:
+            with database.engine.begin() as connection:
+                connection.exec_driver_sql(f"{harm} WHERE trial_id = 1")
+        return poor(parameters, context)
+
+    worker = make_worker(database, tmp_path, data_cache, {})
+    replace(worker, objective=train).work()
+    states = [trial.state for trial in worker.opened.study.trials]
+    assert states[1:] == [TrialState.COMPLETE] * 6
+
+
 def breaking(_: Mapping[str, Any], context: TrialContext) -> Iterator[EpochResult]:
     """An objective on a GPU that this process can use no more."""
     raise RuntimeError("CUDA error: an illegal memory access was encountered")

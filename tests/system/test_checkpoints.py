@@ -5,7 +5,6 @@ import re
 import resource
 import signal
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -210,8 +209,10 @@ def test_a_worker_that_is_asked_to_stop_does_not_wait_for_a_bucket_that_does_not
                 if "epoch 2 of 6" in line:
                     break
             server.send_signal(signal.SIGSTOP)  # Connections are made, and hear nothing.
-            # This epoch's files wait for those of the one before.
-            time.sleep(1)
+            # The next epoch's files are stuck, or wait for those of this one.
+            for line in worker.stdout:
+                if "epoch 3 of 6" in line:
+                    break
             worker.terminate()
             said, _ = worker.communicate(timeout=20)
     assert worker.returncode == 143, said

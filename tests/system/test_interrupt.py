@@ -120,7 +120,7 @@ def test_an_epoch_longer_than_the_grace_period_is_abandoned_and_its_trial_handed
         started = time.monotonic()
         worker.send_signal(number)
         assert worker.wait(60) == code
-    assert time.monotonic() - started < 15, "and not the ten minutes of the epoch"
+    assert time.monotonic() - started < 60, "and not the ten minutes of the epoch"
     (trial,) = open_study("own", open_storage(url)).study.get_trials()
     assert trial.state == TrialState.WAITING
     assert trial.intermediate_values == {1: 0.1}
