@@ -207,6 +207,8 @@ class Interruptions:
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         if number == signal.SIGHUP:
+            if signal.SIGHUP in self.received:
+                return  # A terminal that is closed may say so twice; nobody has asked again.
             leave_terminal()
         self.received.append(signal.Signals(number))
         if self.raises:
@@ -342,7 +344,9 @@ def _after_end(
         reason = f"killed by {signal.Signals(-end).name}" if end < 0 else f"exited with code {end}"
     had_trial = bool(worker.name) and take_back(worker, reason)
     where = f"; see {worker.log}" if worker.log else ""
-    line = f"worker {worker.slot.index}: {reason}{where}{_last_line(worker.log)}"
+    # One that was killed could say nothing of it.
+    said = "" if isinstance(end, int) and end < 0 else _last_line(worker.log)
+    line = f"worker {worker.slot.index}: {reason}{where}{said}"
     lived = time.monotonic() - place.started
     soon = lived < SOON_SECONDS or end == BROKEN_AT_FIRST_EXIT_CODE
     at_start = soon and not had_trial and end not in (*STOPPED_EXIT_CODES, BROKEN_EXIT_CODE)

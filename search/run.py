@@ -355,6 +355,8 @@ def _finish(
     for trouble in troubles:
         console.print(trouble, style="red")
     if interruptions.received:
+        if summary.best and summary.best.value is not None:
+            console.print(f"best so far: trial {summary.best.number}, {summary.best.value:.2%}")
         return stopped(launcher)
     if summary.best is None:
         console.print("no trial is complete, so there is no model to export")

@@ -77,6 +77,8 @@ class StopRequest:
     def _handle(self, number: int, _: FrameType | None) -> None:
         if number == signal.SIGHUP:
             leave_terminal()
+            if self.signal is not None:
+                return  # A terminal that is closed may say so twice; nobody has asked again.
         if self.signal is None:
             self.signal = signal.Signals(number)
             if self._grace_seconds > 0:

@@ -190,6 +190,18 @@ def test_who_stays_after_an_error_of_the_launcher_is_killed_by_a_second_ctrl_c(
     assert workers[0].process.returncode == -signal.SIGKILL
 
 
+def test_a_terminal_that_closes_asks_once_however_often_it_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two would mean that workers are not to hand their trials back in order."""
+    monkeypatch.setattr("search.launch.leave_terminal", lambda: None)
+    interruptions = Interruptions()
+    for number in (signal.SIGHUP, signal.SIGHUP, signal.SIGTERM):
+        interruptions._handle(number, None)
+    assert interruptions.received == [signal.SIGHUP, signal.SIGTERM]
+    assert interruptions.exit_code == 129
+
+
 def test_two_machines_of_one_name_take_back_only_their_own_workers_trials(
     tmp_path: Path, storage_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,7 @@ from search.stop import Stopped, StopRequest
 
 @pytest.fixture
 def restored_signals() -> Iterator[None]:
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM, signal.SIGHUP)
     before = {number: signal.getsignal(number) for number in signals}
     yield
     signal.alarm(0)
@@ -47,6 +47,17 @@ def test_the_second_signal_stops_at_once(stop: StopRequest) -> None:
 
     with pytest.raises(Stopped):
         train()
+
+
+def test_a_terminal_that_closes_asks_once_however_often_it_says_so(
+    stop: StopRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("search.stop.leave_terminal", lambda: None)
+    with stop.interruptible():
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGHUP)
+    assert stop.exit_code == 129
+    assert not stop.is_over
 
 
 def test_what_must_not_be_interrupted_is_not(stop: StopRequest) -> None:
