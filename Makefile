@@ -10,7 +10,7 @@ search: .venv/installed
 	$(BIN)/hpsearch run quickstart
 
 test: .venv/installed-dev
-	$(BIN)/pytest --numprocesses 6 --dist worksteal
+	$(BIN)/pytest --numprocesses 4 --dist worksteal
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
