@@ -189,21 +189,37 @@ def test_workers_that_are_killed_are_replaced_and_lose_an_epoch_at_most(
     assert {int(run["worker"].rpartition("-")[2]) for run in cut_short} <= set(killed)
 
 
-def test_a_trial_that_kills_its_workers_fails_and_the_study_goes_on(
-    hpsearch: Hpsearch, status: Status, study: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("x", "most_losses", "last"),
+    [
+        (13, 2, "killed by SIGKILL"),
+        (15, 1, "RuntimeError: CUDA error: an illegal memory access was encountered"),
+    ],
+    ids=["kills", "breaks each GPU"],
+)
+def test_a_trial_that_takes_each_worker_with_it_fails_and_the_study_goes_on(
+    x: int,
+    most_losses: int,
+    last: str,
+    hpsearch: Hpsearch,
+    status: Status,
+    study: Path,
+    tmp_path: Path,
 ) -> None:
     url = f"sqlite:///{tmp_path / 'a.db'}"
-    settings = ("--set", "space.x=[13, 1]", "--set", "trial.max_retries=2")
+    settings = ("--set", f"space.x=[{x}, 1]", "--set", f"trial.max_retries={most_losses}")
     result = hpsearch("run", study, "--workers", 1, "--storage", url, *settings)
     assert result.returncode == 0, result.stderr
     found = status("own", url)
     assert (found["complete"], found["failed"], found["running"]) == (1, 1, 0)
     trials = open_study("own", open_storage(url)).study.trials
     (failed,) = [t for t in trials if t.state == optuna.trial.TrialState.FAIL]
+    losses = most_losses + 1
     assert failed.user_attrs["error"] == (
-        "its worker was lost 3 times without a new epoch in between; last: killed by SIGKILL"
+        f"its worker was lost {losses} times without a new epoch in between; last: {last}"
     )
-    assert failed.user_attrs[LOSSES] == 3
+    assert failed.user_attrs[LOSSES] == losses
+    assert failed.intermediate_values == {1: 0.01}
 
 
 def test_a_worker_whose_gpu_fails_is_replaced_and_costs_no_trial_and_no_epoch(
@@ -224,24 +240,6 @@ def test_a_worker_whose_gpu_fails_is_replaced_and_costs_no_trial_and_no_epoch(
     assert len(trained(tmp_path)) == 2 * 6, "no epoch is trained twice"
     trials = open_study("own", open_storage(storage_url)).study.trials
     assert sorted(trial.user_attrs.get(LOSSES, 0) for trial in trials) == [0, 1]
-
-
-def test_a_trial_that_breaks_each_gpu_fails_and_the_study_goes_on(
-    hpsearch: Hpsearch, status: Status, study: Path, tmp_path: Path
-) -> None:
-    url = f"sqlite:///{tmp_path / 'a.db'}"
-    settings = ("--set", "space.x=[15, 1]", "--set", "trial.max_retries=1")
-    result = hpsearch("run", study, "--workers", 1, "--storage", url, *settings)
-    assert result.returncode == 0, result.stderr
-    found = status("own", url)
-    assert (found["complete"], found["failed"], found["running"]) == (1, 1, 0)
-    trials = open_study("own", open_storage(url)).study.trials
-    (failed,) = [t for t in trials if t.state == optuna.trial.TrialState.FAIL]
-    assert failed.user_attrs["error"] == (
-        "its worker was lost 2 times without a new epoch in between; last: RuntimeError: CUDA "
-        "error: an illegal memory access was encountered"
-    )
-    assert failed.intermediate_values == {1: 0.01}
 
 
 def test_a_worker_that_dies_at_each_start_is_given_up_and_why(
