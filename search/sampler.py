@@ -138,11 +138,10 @@ class CurveGPSampler(GPSampler):
 
 
 def _parameters(trial: FrozenTrial, space: Mapping[str, BaseDistribution]) -> dict[str, Any]:
-    """Optuna's, but none of a running trial in whose attributes something else was left."""
+    """Optuna's, but none of a trial in whose row or attributes something else was left."""
     try:
         values = _get_params(trial)
-        if not trial.state.is_finished():
-            checked_point(space, {name: values[name] for name in space if name in values})
+        checked_point(space, {name: values[name] for name in space if name in values})
     except (UserError, *UNREADABLE):
         return {}
     return values

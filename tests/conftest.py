@@ -2,11 +2,9 @@
 
 import itertools
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -26,13 +24,8 @@ from typer.testing import CliRunner, Result
 from data.dataset import load_dataset
 from search.cli import app
 from studies.database import DatabaseStorage
+from tests.forked import run_hpsearch
 from tests.s3 import new_bucket, s3_server
-
-HPSEARCH = str(Path(sys.executable).parent / "hpsearch")
-
-# For several processes of our own code: they are forked from one that has imported what takes long.
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["search.budget", "studies.study"])
 
 # One thread a process, this one too: the tests run several workers on two cores.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -204,24 +197,9 @@ def few_images(tmp_path_factory: pytest.TempPathFactory, data_cache: Path) -> Pa
 Hpsearch = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def run_hpsearch(
-    directory: Path, *arguments: object, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    """Run the real command in a folder, without a terminal."""
-    return subprocess.run(
-        [HPSEARCH, *map(str, arguments)],
-        cwd=directory,
-        env={**os.environ, "COLUMNS": "200", **environment},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-
-
 @pytest.fixture
 def hpsearch(tmp_path: Path) -> Hpsearch:
-    """Run the real command in an empty folder, without a terminal."""
+    """Run the command in an empty folder, without a terminal, in a process of its own."""
     return partial(run_hpsearch, tmp_path)
 
 

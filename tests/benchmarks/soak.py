@@ -27,7 +27,8 @@ from studies.checkpoints import CheckpointDirectory, open_checkpoints
 from studies.results import ERROR, LOSSES, rank, record
 from studies.storage import open_database
 from studies.study import OpenedStudy, open_study
-from tests.conftest import HPSEARCH, Postgres, running_postgres
+from tests.conftest import Postgres, running_postgres
+from tests.forked import HPSEARCH
 
 EPOCHS = 10
 MEAN_EPOCHS = 5.0

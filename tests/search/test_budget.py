@@ -22,7 +22,7 @@ from studies.ownership import worker_name
 from studies.results import LOSSES, OWNER
 from studies.standing import Ended
 from studies.storage import open_storage, quiet_optuna
-from tests.conftest import PROCESSES
+from tests.forked import PROCESSES
 
 COMPLETE, FAIL = TrialState.COMPLETE, TrialState.FAIL
 RUNNING, WAITING = TrialState.RUNNING, TrialState.WAITING

@@ -380,6 +380,7 @@ def escaped(part: object) -> object:
 @example([("gp:relative_params:0", '"{"')])
 @example([("rate", 1e300, DISTRIBUTIONS[1])])
 @example([("rate", 0.05, DISTRIBUTIONS[3])])
+@example([("x", math.inf, DISTRIBUTIONS[0])])
 @example([("kind", 1.0, DISTRIBUTIONS[5])])
 @example([(1, None, "FINITE")])
 @example([(1, "high", "FINITE")])

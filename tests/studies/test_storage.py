@@ -13,7 +13,7 @@ from studies.storage import (
     quiet_optuna,
     storage_failure,
 )
-from tests.conftest import PROCESSES
+from tests.forked import PROCESSES
 
 
 def test_sqlite_is_set_up_for_several_processes(tmp_path: Path) -> None:

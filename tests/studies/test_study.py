@@ -15,7 +15,7 @@ from studies.study import (
     study_names,
     versions,
 )
-from tests.conftest import PROCESSES
+from tests.forked import PROCESSES
 
 DIGEST = "0123456789abcdef"
 

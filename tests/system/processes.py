@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import HPSEARCH
+from tests.forked import HPSEARCH
 
 # Python imports a module of this name when it starts.
 IMPATIENT = """

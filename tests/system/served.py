@@ -19,7 +19,7 @@ from search.space import make_space
 from studies.notes import note_rows
 from studies.storage import parse_url
 from studies.study import OpenedStudy
-from tests.conftest import HPSEARCH
+from tests.forked import HPSEARCH
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import signal
 import time
 from pathlib import Path
 
-from tests.conftest import HPSEARCH
+from tests.forked import HPSEARCH
 
 
 class Terminal:

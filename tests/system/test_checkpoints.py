@@ -21,7 +21,8 @@ from studies.patience import Patience
 from studies.storage import open_database, open_storage
 from studies.stores import Folder
 from studies.study import open_study
-from tests.conftest import HPSEARCH, Hpsearch, forget_heartbeats
+from tests.conftest import Hpsearch, forget_heartbeats
+from tests.forked import HPSEARCH
 from tests.s3 import SECRET, new_bucket, s3_server
 from tests.system.processes import running
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.conftest import HPSEARCH
+from tests.forked import HPSEARCH
 
 ROOT = Path(__file__).parents[2]
 OURS = ("dashboard", "worker", "export")

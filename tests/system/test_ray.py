@@ -20,8 +20,8 @@ from search.ray_engine import ray_engine  # Before Ray itself: it says how Ray i
 from studies.results import LOSSES
 from studies.storage import open_storage
 from studies.study import open_study
-from tests.conftest import HPSEARCH
-from tests.system.processes import trained, wait_for
+from tests.forked import HPSEARCH
+from tests.system.processes import running, trained, wait_for
 from tests.system.terminal import Terminal
 
 from ray.cluster_utils import Cluster  # isort: skip
@@ -217,16 +217,13 @@ def test_an_address_without_a_cluster_is_said_at_once() -> None:
             pass
 
 
-def test_ray_that_is_not_installed_is_said_with_the_remedy(
-    hpsearch: Hpsearch, study: Path, tmp_path: Path
-) -> None:
+def test_ray_that_is_not_installed_is_said_with_the_remedy(study: Path, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['ray'] = None")
     path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
-    result = hpsearch("run", study, "--engine", "ray", PYTHONPATH=path)
-    assert result.returncode == 2
-    assert "hpsearch: --engine ray: Ray is not installed: pip install -e '.[ray]'" in (
-        result.stderr
-    )
+    with running(tmp_path, "run", study, "--engine", "ray", PYTHONPATH=path) as search:
+        output, _ = search.communicate(timeout=60)
+    assert search.returncode == 2
+    assert "hpsearch: --engine ray: Ray is not installed: pip install -e '.[ray]'" in output
 
 
 @pytest.mark.parametrize("command", ["run", "confirm"])

@@ -12,7 +12,7 @@ import torch
 from search.device import dtype_name
 from studies.storage import open_storage
 from studies.study import open_study
-from tests.conftest import HPSEARCH
+from tests.forked import HPSEARCH
 
 Hpsearch = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -18,7 +18,8 @@ from data.split import split_for_training
 from model.evaluate import accuracies, accuracy
 from model.exported import load
 from studies.config import load_study_file
-from tests.conftest import run_hpsearch, write_own_study_in
+from tests.conftest import write_own_study_in
+from tests.forked import run_hpsearch
 
 Hpsearch = Callable[..., subprocess.CompletedProcess[str]]
 Status = Callable[..., dict[str, Any]]
