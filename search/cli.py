@@ -367,7 +367,7 @@ def status(
     as_json: JsonOption = False,
     storage: StorageOption = DEFAULT_STORAGE,
 ) -> None:
-    """Show how far a study is and its best trials."""
+    """Show how far a study is, who is at work on it, and its best trials."""
     from dataclasses import asdict
 
     from rich.text import Text
@@ -375,7 +375,7 @@ def status(
     from search.terminal import SafeConsole
     from studies.confirmation import mentioned
     from studies.results import as_json as summary_as_json
-    from studies.results import rank, summarise
+    from studies.results import rank, summarise, utc_now
     from studies.storage import open_storage
     from studies.study import open_study, started_from, study_names
 
@@ -395,7 +395,7 @@ def status(
             if not as_json:
                 console.print(shortened(str(error), LONGEST_LINE))
             continue
-        records = opened.records
+        records = opened.records_of(opened.study.get_trials(deepcopy=False))
         summary = summarise(records)
         confirmation = mentioned(opened)
         if as_json:
@@ -410,7 +410,7 @@ def status(
                 }
             )
             continue
-        from search.live import counts_line, results_table
+        from search.live import counts_line, results_table, running_table
 
         total = opened.config.budget.trials
         of_all = f"{summary.finished} of " if total else ""
@@ -422,6 +422,8 @@ def status(
         if earlier:
             console.print(earlier)
         console.print(counts_line(summary))
+        if summary.running:
+            console.print(running_table(records, opened.config.trial.epochs, utc_now()))
         console.print(
             results_table(records, opened.config, top) if summary.best else "no trial complete yet"
         )

@@ -121,30 +121,52 @@ def _best(summary: Summary, config: StudyConfig) -> Text:
         "best ",
         (f"{summary.best.value:.2%}", "bold green"),
         f" validation, trial {summary.best.number}: {readable_parameters(summary.best, config)}",
-        overflow="ellipsis",
-        no_wrap=True,
+        overflow="fold",
+        no_wrap=False,
     )
 
 
 def _workers(view: View, elsewhere: Sequence[TrialRecord]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-    table.add_column("worker")
-    for name in ("trial", "epoch", "validation", "images/s", "time left"):
-        table.add_column(name, justify="right")
+    table, epochs = _workers_table(), view.config.trial.epochs
     for row in view.workers:
         name = f"{row.slot.index} ({row.slot.device})"
         if row.trial is None:
             table.add_row(name, "-" if row.state == "running" else row.state, style="dim")
         else:
-            table.add_row(name, *_trial_cells(view, row.trial))
+            table.add_row(name, *_trial_cells(row.trial, epochs, view.now))
     for record in elsewhere:
-        table.add_row(record.worker or "", *_trial_cells(view, record))
+        table.add_row(record.worker or "", *_trial_cells(record, epochs, view.now))
     return table
 
 
-def _trial_cells(view: View, record: TrialRecord) -> tuple[str, ...]:
-    epochs = view.config.trial.epochs
-    left = trial_seconds_left(record, epochs, view.now)
+def running_table(records: Sequence[TrialRecord], epochs: int, now: datetime) -> Table:
+    """The trials that are running, one a line, and by whom; lost ones too, until they are resumed.
+
+    Args:
+        epochs: of a full trial.
+        now: UTC, without a time zone.
+    """
+    table = _workers_table()
+    for record in records:
+        if record.state == "running":
+            *cells, left = _trial_cells(record, epochs, now)
+            if record.silent_since:
+                silent = (now - record.silent_since).total_seconds()
+                left = f"silent for {readable_seconds(silent)}"
+            table.add_row(record.worker or "-", *cells, left)
+    return table
+
+
+def _workers_table() -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    table.add_column("worker")
+    for name in ("trial", "epoch", "validation", "images/s", "time left"):
+        table.add_column(name, justify="right")
+    return table
+
+
+def _trial_cells(record: TrialRecord, epochs: int, now: datetime) -> tuple[str, ...]:
+    left = trial_seconds_left(record, epochs, now)
     return (
         str(record.number),
         f"{len(record.accuracies)}/{epochs}",

@@ -15,8 +15,10 @@ from search.stop import GRACE_SECONDS
 from studies.config import load_study_file
 from studies.password import HASH_VARIABLE, PasswordHash
 from studies.patience import DEFAULT_SECONDS
-from studies.storage import DEFAULT_URL, open_storage
+from studies.results import WORKER
+from studies.storage import DEFAULT_URL, open_database, open_storage
 from studies.study import create_or_continue
+from tests.conftest import forget_heartbeats, invoke
 
 
 def test_help_imports_neither_torch_nor_optuna() -> None:
@@ -48,6 +50,28 @@ def test_status_does_not_import_torch(tmp_path: Path) -> None:
         [sys.executable, "-c", code, url], capture_output=True, text=True, check=True
     )
     assert result.stdout.splitlines() == ["no studies in this storage yet", "False"]
+
+
+def test_status_says_who_is_at_work_and_who_has_gone_silent(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'a.db'}"
+    storage = open_database(url, create=True)
+    config, given = load_study_file("quickstart"), [{"learning_rate": 0.01}] * 2
+    opened, _ = create_or_continue(storage, config, "0" * 16, given)
+    waiting = storage.open_trials(opened.study._study_id)[1]
+    for worker, trial_id in zip(("gone", "here"), (one.trial_id for one in waiting), strict=True):
+        assert storage.take(trial_id)
+        storage.set_trial_user_attr(trial_id, WORKER, worker)
+        storage.report(trial_id, {1: 0.25}, {}, {})
+        if worker == "gone":
+            forget_heartbeats(storage)
+    lines = [line.split() for line in invoke("status", "--storage", url).stdout.splitlines()]
+    gone, here = ([line for line in lines if line[:1] == [name]] for name in ("gone", "here"))
+    assert [line[:4] for line in (*gone, *here)] == [
+        ["gone", "0", "1/10", "25.00%"],
+        ["here", "1", "1/10", "25.00%"],
+    ]
+    assert "silent" in gone[0]
+    assert "silent" not in here[0]
 
 
 def test_the_defaults_that_stand_twice_are_one() -> None:

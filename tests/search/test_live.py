@@ -15,7 +15,7 @@ from search.live import (
 )
 from search.terminal import SafeConsole
 from studies.config import load_study_file
-from studies.results import TrialRecord
+from studies.results import TrialRecord, varied_values
 
 CONFIG = load_study_file("quickstart", {"budget.trials": 10, "budget.minutes": 5})
 NOW = datetime(2026, 1, 1, 12, 0, 30)
@@ -96,6 +96,20 @@ def test_the_view_shows_counts_the_best_and_a_line_a_worker() -> None:
     (line,) = [line for line in shown.splitlines() if line.startswith("1 (cpu)")]
     assert line.split()[2:] == ["4", "3/10", "30.00%", "1,234", "70", "s"]
     assert "2 (cuda:0)" in shown
+
+
+def test_the_best_configuration_is_not_cut_off_on_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    console = SafeConsole()
+    with console.capture() as captured:
+        console.print(render(view(trial(0, "complete", 0.4))))
+    varied = len(varied_values(trial(0, "complete", 0.4), CONFIG))
+    assert captured.get().count("0.0123") == varied > 3
+    lines = captured.get().splitlines()
+    (first,) = [index for index, line in enumerate(lines) if line.startswith("best ")]
+    assert all(len(line) <= 80 for line in lines[first:])
 
 
 def test_what_never_varies_is_not_shown() -> None:
