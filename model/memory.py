@@ -1,5 +1,7 @@
 """When a device's memory is full: what that looks like, and giving back what is not needed."""
 
+import gc
+
 import torch
 
 OUT_OF_MEMORY = (
@@ -26,6 +28,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def give_back(device: torch.device) -> None:
-    """Give a GPU's memory back that torch holds and nothing uses: other libraries take it too."""
+    """Give a GPU's memory back that torch holds and nothing uses: other libraries take it too.
+
+    What an earlier trial has left, and what only refers to itself, is no use either.
+    """
     if device.type == "cuda":
+        gc.collect()
         torch.cuda.empty_cache()

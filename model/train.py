@@ -81,6 +81,7 @@ def train(parameters: Mapping[str, Any], context: TrialContext) -> Iterator[Epoc
             weights=evaluated.state_dict(),
             state=training.state(),
             learning_rate=training.learning_rate,
+            fallbacks=training.fallbacks,
         )
 
 
@@ -134,6 +135,16 @@ class _Training:
     def evaluated(self) -> nn.Module:
         """The model, or the average of its weights."""
         return self._average.model if self._average else self._model
+
+    @property
+    def fallbacks(self) -> tuple[str, ...]:
+        """See `EpochResult.fallbacks`."""
+        found = []
+        if self._part_size < self._hyperparameters.batch_size:
+            found.append(f"batches in parts of {self._part_size} images at most")
+        if self._context.compile and self._forward is self._model:
+            found.append("not compiled")
+        return tuple(found)
 
     @property
     def learning_rate(self) -> float:
@@ -218,17 +229,17 @@ class _Training:
                     )
                 return loss
             except Exception as error:
-                if is_out_of_memory(error):
-                    if size <= SMALLEST_PART:
-                        raise
-                # What is compiled is so when it is first used, there and back.
-                elif self._forward is self._model:
-                    raise
-                else:
+                # What is compiled is so when it is first used, there and back. The compiler may
+                # want more memory than the network.
+                was_compiled = self._forward is not self._model
+                if was_compiled:
                     self._go_on_uncompiled(error)
-                    continue
+                elif size <= SMALLEST_PART or not is_out_of_memory(error):
+                    raise
             # Not in the except clause, where the error still holds what is to be freed.
             give_back(images.device)
+            if was_compiled:
+                continue
             self._part_size = max(size // 2, SMALLEST_PART)
             logger.warning(
                 "out of memory with %d images at once; going on with %d at once",

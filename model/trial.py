@@ -54,6 +54,8 @@ class EpochResult:
     None if an interrupted trial has to begin anew."""
     learning_rate: float | None = None
     """After the epoch's last step, if it is known."""
+    fallbacks: tuple[str, ...] = ()
+    """What had to be done in another way than it was asked for, and may change the curve."""
 
 
 class Diverged(Exception):

@@ -1,6 +1,5 @@
 """Which device a worker trains on, where nobody has assigned one, and the memory of it."""
 
-import gc
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -104,11 +103,5 @@ def placed(data: TrainingData, device: torch.device) -> TrainingData:
             "is sent by itself",
             device_name(device),
         )
-    free_memory(device)
-    return data
-
-
-def free_memory(device: torch.device) -> None:
-    """Give back what a trial has left on a GPU."""
-    gc.collect()
     give_back(device)
+    return data

@@ -26,7 +26,7 @@ from search.tensorboard import TrialLog
 from studies.checkpoints import CheckpointDirectory, Resumable
 from studies.config import DEFAULT_OBJECTIVE, Range, StudyConfig
 from studies.patience import Patience, StorageLost, Unreachable
-from studies.results import BEST_EPOCH, IMAGES_PER_SECOND
+from studies.results import BEST_EPOCH, FALLBACKS, IMAGES_PER_SECOND
 from studies.text import without_passwords
 
 Objective = Callable[[Mapping[str, Any], TrialContext], Iterator[EpochResult]]
@@ -278,6 +278,8 @@ def _run_epochs(run: Run, saver: Saver) -> Outcome:
         accuracies.append(accuracy)
         best, last = accuracy > kept, len(accuracies) == context.epochs
         reports.attribute(IMAGES_PER_SECOND, round(result.images_per_second))
+        if result.fallbacks:
+            reports.attribute(FALLBACKS, ", ".join(result.fallbacks))
         if best:
             kept = accuracy
             reports.attribute(BEST_EPOCH, result.epoch)

@@ -1,7 +1,7 @@
 """Training a recorded trial again: is its learning curve what it was?"""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,7 +16,7 @@ from search.device import device_name, dtype_name, placed, taken_device
 from search.objective import trial_context
 from search.prepare import join
 from studies.config import DEFAULT_OBJECTIVE
-from studies.results import DEVICE, DTYPE, SEED, THREADS, record
+from studies.results import DEVICE, DTYPE, FALLBACKS, SEED, THREADS, record
 from studies.study import VERSIONS, OpenedStudy, versions
 from studies.text import readable
 
@@ -35,7 +35,8 @@ class Replay:
     replayed: tuple[float, ...]
     """Shorter, if it diverged."""
     differences: tuple[str, ...]
-    """What is not as it was, and may explain another curve: device, threads, dtype, versions."""
+    """What is not as it was, and may explain another curve: device, threads, dtype, versions, what
+    was done in another way than asked for; and that a GPU was not asked to be deterministic."""
 
     @property
     def identical(self) -> bool:
@@ -79,12 +80,13 @@ def replay_trial(
         logger.info("trial %d again, on %s: %s", number, device, readable(trial.params))
         data = placed(prepared.data, device)
         context = trial_context(config, data, device, trial.user_attrs[SEED])
-        replayed = tuple(
-            result.validation_accuracy
-            for result in _until_it_diverges(train(trial.params, context), len(recorded))
-        )
-        differences = tuple(_differences(opened, number, device))
-    return Replay(number, recorded, replayed, differences)
+        replayed: list[float] = []
+        fallbacks: tuple[str, ...] = ()
+        for result in _until_it_diverges(train(trial.params, context), len(recorded)):
+            replayed.append(result.validation_accuracy)
+            fallbacks = result.fallbacks
+        differences = tuple(_differences(opened, number, device, fallbacks))
+    return Replay(number, recorded, tuple(replayed), differences)
 
 
 def _until_it_diverges(results: Iterator[EpochResult], epochs: int) -> Iterator[EpochResult]:
@@ -96,12 +98,18 @@ def _until_it_diverges(results: Iterator[EpochResult], epochs: int) -> Iterator[
         logger.warning("it diverged: %s", error)
 
 
-def _differences(opened: OpenedStudy, number: int, device: torch.device) -> Iterator[str]:
+def _differences(
+    opened: OpenedStudy, number: int, device: torch.device, fallbacks: Sequence[str]
+) -> Iterator[str]:
+    if device.type == "cuda" and not opened.config.trial.deterministic:
+        yield "the study is not deterministic: a GPU then gives another curve each time"
     attributes = opened.study.get_trials(deepcopy=False)[number].user_attrs
     now = {DEVICE: device_name(device), THREADS: torch.get_num_threads()}
+    if fallbacks or FALLBACKS in attributes:
+        now[FALLBACKS] = ", ".join(fallbacks) or "none"
     if DTYPE in attributes:  # Earlier versions of hpsearch did not record it.
         now[DTYPE] = dtype_name(opened.config.trial.precision, device)
-    then = {key: attributes.get(key, "not recorded") for key in now}
+    then = {FALLBACKS: "none", **{key: attributes[key] for key in now if key in attributes}}
     for key, value in {**now, **versions()}.items():
         before = then.get(key) or opened.study.user_attrs[VERSIONS].get(key, "not recorded")
         if before != value:

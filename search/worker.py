@@ -18,10 +18,11 @@ import torch
 from optuna.trial import Trial, TrialState
 
 from data.split import TrainingData
+from model.memory import give_back
 from model.trial import TrialContext
 from search.broken import WorkerBroken
 from search.budget import MOST_FAILURES_IN_A_ROW, Turn, check_failures, claim
-from search.device import device_name, dtype_name, free_memory
+from search.device import device_name, dtype_name
 from search.draw import draw, drawn_now_and_then
 from search.enqueue import TOKEN
 from search.lost import LostTrials
@@ -240,7 +241,7 @@ class Worker:
         origin = self._origin(trial, is_first)
         self.patience.call(lambda: self._tell(trial, outcome, origin), may_wait)
         if outcome.end is End.FAILED:
-            free_memory(self.device)
+            give_back(self.device)
         # It may take a minute, if the checkpoints' place does not answer; the next one does it.
         if outcome.end is not End.INTERRUPTED and not self.stop.is_over:
             self.patience.call(self._tidy, may_wait)

@@ -1,3 +1,5 @@
+import weakref
+
 import pytest
 import torch
 
@@ -41,3 +43,20 @@ def test_only_a_gpu_s_memory_is_given_back(monkeypatch: pytest.MonkeyPatch) -> N
     assert emptied == []
     give_back(torch.device("cuda"))
     assert emptied == ["cuda"]
+
+
+class Kept:
+    """What refers to itself, as what an exception has passed may do."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+def test_what_a_trial_has_left_is_collected_before_a_gpu_s_memory_is_given_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    left = weakref.ref(Kept())
+    found: list[object] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: found.append(left()))
+    give_back(torch.device("cuda"))
+    assert found == [None]

@@ -1,4 +1,5 @@
 import copy
+import hashlib
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -8,11 +9,13 @@ import pytest
 import torch
 from torch.nn import functional
 
+from data.augment import augment
 from data.dataset import load_dataset
 from data.split import TrainingData, split_for_training
 from model.average import MovingAverage
 from model.evaluate import Normaliser, accuracies, accuracy, logits, normalise
 from model.hyperparameters import NOTEBOOK, parse_hyperparameters
+from model.optimizers import make_optimizer, one_cycle
 from model.precision import compute_dtype
 from model.resnet import BLOCKS_PER_STAGE, ResNet
 from model.train import _Training, build_model, mixed_loss, train
@@ -102,6 +105,60 @@ def test_the_seed_decides_everything(
         assert one.training_loss == two.training_loss != three.training_loss
         for name, tensor in one.weights.items():
             assert torch.equal(tensor, two.weights[name]), name
+
+
+def test_each_image_is_mirrored_in_one_of_two_epochs(
+    context: TrialContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.Tensor] = []
+
+    def see(images: torch.Tensor, *arguments: Any) -> torch.Tensor:
+        seen.append(augment(images, *arguments))
+        return seen[-1]
+
+    monkeypatch.setattr("model.train.augment", see)
+    run(context, augmentation="alternating-flip")
+    as_they_are = context.data.train.images.float() / 255
+    both = torch.cat([as_they_are, as_they_are.flip(3)])
+    assert sorted(map(_digest, torch.cat(seen))) == sorted(map(_digest, both))
+
+
+def _digest(image: torch.Tensor) -> bytes:
+    return hashlib.sha256(image.contiguous().numpy().tobytes()).digest()
+
+
+def test_all_of_the_recipe_reaches_the_training(
+    context: TrialContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what the optimizer, the schedule and the loss are given in each of 14 steps."""
+    rates: list[float] = []
+    smoothings: set[float] = set()
+    made: list[torch.optim.Optimizer] = []
+
+    def make(*arguments: Any) -> torch.optim.Optimizer:
+        made.append(make_optimizer(*arguments))
+        return made[-1]
+
+    def loss(*arguments: Any) -> torch.Tensor:
+        rates.append(made[0].param_groups[0]["lr"])
+        smoothings.add(arguments[-1])
+        return mixed_loss(*arguments)
+
+    monkeypatch.setattr("model.train.make_optimizer", make)
+    monkeypatch.setattr("model.train.mixed_loss", loss)
+    recipe = {"momentum": 0.6, "weight_decay": 0.125, "label_smoothing": 0.25}
+    (_, last) = run(context, schedule="one-cycle", peak_fraction=0.5, **recipe)
+    expected = [0.05 * one_cycle(step / 14, 0.5) for step in range(14)]
+    assert rates == pytest.approx(expected)
+    assert max(rates) == rates[7] == 0.05
+    assert last.learning_rate == 0.0
+    assert smoothings == {0.25}
+    decayed, others = made[0].param_groups
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.125, 0.0)
+    assert decayed["momentum"] == others["momentum"] == 0.6
+    filters = [one for one in decayed["params"] if one.ndim == 4]
+    assert len(filters) == 20
+    assert all(one.is_contiguous(memory_format=torch.channels_last) for one in filters)
 
 
 def test_whitening_filters_are_of_the_training_images_and_stay_as_they_are(
@@ -226,13 +283,15 @@ def test_a_gpu_computes_in_what_it_has_natively(
     assert compute_dtype("auto", torch.device("cuda")) == dtype
 
 
-@pytest.mark.parametrize("has", [True, False])
+@pytest.mark.parametrize(
+    ("avx512", "amx"), [(True, True), (True, False), (False, True), (False, False)]
+)
 def test_a_cpu_computes_in_bfloat16_if_it_can_natively(
-    monkeypatch: pytest.MonkeyPatch, has: bool
+    monkeypatch: pytest.MonkeyPatch, avx512: bool, amx: bool
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    expected = torch.bfloat16 if has else torch.float32
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    expected = torch.bfloat16 if avx512 or amx else torch.float32
     assert compute_dtype("auto", torch.device("cpu")) == expected
 
 
@@ -330,6 +389,7 @@ def test_a_batch_that_does_not_fit_is_trained_in_equal_parts_with_the_same_gradi
     """Without batch norm's statistics of the batch, which would be of the parts."""
     monkeypatch.setattr(torch, "compile", lambda model, **_: lambda images: model(images))
     context = replace(context, compile=compiled)
+    fallbacks = ("batches in parts of 12 images at most", *["not compiled"] * compiled)
 
     def gradients(most: int) -> dict[str, torch.Tensor]:
         training = _Training(parse_hyperparameters({**SMALL, "label_smoothing": 0.1}), context)
@@ -340,8 +400,9 @@ def test_a_batch_that_does_not_fit_is_trained_in_equal_parts_with_the_same_gradi
         labels = torch.arange(50) % 10
         images, shares = torch.randn(50, 3, 32, 32), torch.rand(50)
         loss = training._backward(images, labels, labels.flip(0), shares)
-        assert sizes == ([50] if most >= 50 else [50, 25, *[10] * 5])
-        assert (training._forward is model) is not compiled
+        parts = [*[50] * (1 + compiled), 25, *[10] * 5]
+        assert sizes == ([50] if most >= 50 else parts), "uncompiled it might have fitted"
+        assert training.fallbacks == (() if most >= 50 else fallbacks)
         found = {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
         return {**found, "loss": loss}
 
@@ -349,6 +410,7 @@ def test_a_batch_that_does_not_fit_is_trained_in_equal_parts_with_the_same_gradi
     assert caplog.messages == []
     parts = gradients(20)
     assert caplog.messages == [
+        *[f"the network is not compiled: {error}"] * compiled,
         "out of memory with 50 images at once; going on with 25 at once",
         "out of memory with 25 images at once; going on with 12 at once",
     ]
@@ -442,12 +504,15 @@ def test_accuracy_is_the_fraction_of_correct_images(
     data: TrainingData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = ResNet(10, width=4).train()
+    model.register_forward_hook(lambda *_: modes.add(torch.is_inference_mode_enabled()))
+    modes: set[bool] = set()
     predicted = logits(model, data.validation.images, data.normalisation).argmax(dim=1)
     correct = int((predicted == data.validation.labels).sum())
     assert accuracy(model, data.validation, data.normalisation) == correct / 100
     monkeypatch.setattr("model.evaluate.BATCH_SIZE", 7)
     assert accuracy(model, data.validation, data.normalisation) == correct / 100
     assert model.training, "the model is left in the mode that it was in"
+    assert modes == {True}
 
 
 def test_a_compiled_network_trains_as_well(

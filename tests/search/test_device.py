@@ -1,4 +1,3 @@
-import weakref
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +10,7 @@ from filelock import FileLock
 from data.dataset import CIFAR10_NORMALISATION, Split
 from data.split import TrainingData
 from search import device as module
-from search.device import dtype_name, free_memory, placed, take, taken_device
+from search.device import dtype_name, placed, take, taken_device
 
 CUDA = torch.device("cuda")
 
@@ -52,23 +51,6 @@ def test_a_gpu_is_given_back_when_it_is_used_no_more(
     assert not locks[0].is_locked
     with taken_device(tmp_path):
         assert locks[1].lock_file == locks[0].lock_file
-
-
-class Kept:
-    """What refers to itself, as what an exception has passed may do."""
-
-    def __init__(self) -> None:
-        self.itself = self
-
-
-def test_what_a_trial_has_left_is_collected_before_a_gpu_s_memory_is_given_back(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    left = weakref.ref(Kept())
-    found: list[object] = []
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: found.append(left()))
-    free_memory(CUDA)
-    assert found == [None]
 
 
 @pytest.mark.parametrize(

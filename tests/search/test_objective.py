@@ -1,4 +1,5 @@
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from search.stop import StopRequest
 from search.tensorboard import TrialLog
 from studies.checkpoints import Checkpoint, CheckpointDirectory, Resumable
 from studies.patience import Patience
-from studies.results import BEST_EPOCH, IMAGES_PER_SECOND
+from studies.results import BEST_EPOCH, FALLBACKS, IMAGES_PER_SECOND
 from studies.stores import Folder
 
 EPOCHS = 4
@@ -112,6 +113,18 @@ def test_every_epoch_is_reported_and_the_best_kept(
     checkpoint = checkpoints.load(0)
     assert (checkpoint.epoch, checkpoint.validation_accuracy) == (2, 0.5)
     assert int(checkpoint.weights["epoch"]) == 2
+
+
+def test_what_was_done_in_another_way_than_asked_for_is_recorded(
+    context: TrialContext, checkpoints: CheckpointDirectory
+) -> None:
+    def train(parameters: Mapping[str, Any], given: TrialContext) -> Iterator[EpochResult]:
+        for result in epochs(0.1, 0.5, 0.4, 0.5)(parameters, given):
+            fallbacks = ("in parts", "not compiled") if result.epoch > 1 else ()
+            yield replace(result, fallbacks=fallbacks)
+
+    trial, _ = run(train, context, checkpoints)
+    assert trial.study.trials[0].user_attrs[FALLBACKS] == "in parts, not compiled"
 
 
 def test_a_pruned_trial_ends_where_the_pruner_says(

@@ -683,7 +683,7 @@ def test_after_a_trial_that_does_not_fit_comes_the_next_on_a_device_that_was_cle
         return train({"width": 2, "batch_size": 32}, context)
 
     monkeypatch.setattr(ResNet, "forward", too_large)
-    monkeypatch.setattr("search.worker.free_memory", lambda _: events.append("free"))
+    monkeypatch.setattr("search.worker.give_back", lambda _: events.append("free"))
     worker = make_worker(storage, tmp_path, data_cache, {}, **{"budget.trials": 1})
     replace(worker, objective=objective).work()
     assert events == [*["too large"] * 3, "free"], "of 32, 16 and 8 images"

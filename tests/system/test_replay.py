@@ -63,7 +63,8 @@ def test_a_trial_that_was_interrupted_is_as_one_that_was_not(
 def test_a_trial_is_the_same_again_and_another_curve_is_told_from_it(
     hpsearch: Hpsearch, few_images: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "tiny.toml").write_text(STUDY.format(few_images=few_images))
+    by_hand = STUDY.replace("width = 4", 'width = 4\nlayers = "scratch"')
+    (tmp_path / "tiny.toml").write_text(by_hand.format(few_images=few_images))
     url = f"sqlite:///{tmp_path / 'a.db'}"
     searched = hpsearch("run", "tiny.toml", "--workers", 1, HPSEARCH_STORAGE=url)
     assert searched.returncode == 0, searched.stderr
