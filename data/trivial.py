@@ -5,21 +5,22 @@ operations, strengths and nearest-neighbour sampling as in torchvision's `Trivia
 """
 
 import math
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
-OPERATIONS = (
-    *("identity", "shear-x", "shear-y", "translate-x", "translate-y", "rotate", "brightness"),
-    *("color", "contrast", "sharpness", "posterize", "solarize", "autocontrast", "equalize"),
-)
 STRENGTHS = 31
 LARGEST_SHEAR = 0.99
 LARGEST_TRANSLATION = 32  # pixels
 LARGEST_ROTATION = math.radians(135)
 LARGEST_CHANGE = 0.99  # of brightness, color, contrast and sharpness
 LOST_BITS = 6  # of 8, at the most, by posterize
+
+
+Operation = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Of images, strengths in [0, 1], and the same with a random sign, both of shape (N,)."""
 
 
 def trivial_augment(images: Tensor, generator: Generator) -> Tensor:
@@ -37,67 +38,140 @@ def trivial_augment(images: Tensor, generator: Generator) -> Tensor:
 
 
 def operate(images: Tensor, operations: Tensor, strengths: Tensor, signs: Tensor) -> Tensor:
-    """Each image after its own operation. All are computed for all images: no draw is waited for.
+    """Each image after its own operation.
 
     Args:
         operations: shape (N,), places in `OPERATIONS`.
         strengths: shape (N,), in [0, 1].
         signs: shape (N,), -1 or 1, of operations that have a direction.
     """
-
-    def of(name: str) -> Tensor:
-        return operations == OPERATIONS.index(name)
-
-    def where(name: str, changed: Tensor, images: Tensor) -> Tensor:
-        return torch.where(of(name)[:, None, None, None], changed, images)
-
     strengths = strengths.to(images.dtype)
-    signed = strengths * signs
-    moved = _move(
-        images,
-        signed * LARGEST_SHEAR * of("shear-x"),
-        signed * LARGEST_SHEAR * of("shear-y"),
-        (signed * LARGEST_TRANSLATION * of("translate-x")).trunc(),
-        (signed * LARGEST_TRANSLATION * of("translate-y")).trunc(),
-        signed * LARGEST_ROTATION * of("rotate"),
+    apart = images.device.type == "cpu"
+    return (operate_apart if apart else operate_on_all)(
+        images, operations, strengths, strengths * signs
     )
-    red, green, blue = torch.split(images, 1, dim=1)
-    grey = 0.299 * red + 0.587 * green + 0.114 * blue  # ITU-R BT.601, as in torchvision
-    base = where("color", grey, images)
-    base = where("contrast", grey.mean((2, 3), keepdim=True), base)
-    base = where("brightness", torch.zeros_like(grey), base)
-    base = where("sharpness", _smooth(images), base)
-    factor = (1 + signed * LARGEST_CHANGE)[:, None, None, None]
-    blended = (base + (images - base) * factor).clamp(0, 1)
-    found = where("identity", images, moved)
-    for name in ("brightness", "color", "contrast", "sharpness"):
-        found = where(name, blended, found)
-    step = 2 ** (strengths * LOST_BITS).round()[:, None, None, None]
-    levels = (images * 255).round()
-    found = where("posterize", (levels / step).floor() * step / 255, found)
-    threshold = (1 - strengths)[:, None, None, None]
-    found = where("solarize", torch.where(images >= threshold, 1 - images, images), found)
-    low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)
-    stretched = torch.where(high > low, (images - low) / (high - low).clamp(min=1e-6), images)
-    found = where("autocontrast", stretched, found)
-    return where("equalize", _equalize(levels) / 255, found)
 
 
-def _move(
-    images: Tensor, shear_x: Tensor, shear_y: Tensor, x: Tensor, y: Tensor, angle: Tensor
-) -> Tensor:
-    """Shear along an edge, shift by pixels, rotate about the centre; black from outside."""
-    height, width = images.shape[2:]
+def operate_apart(images: Tensor, operations: Tensor, strengths: Tensor, signed: Tensor) -> Tensor:
+    """Each operation on its own images, which the host has to know."""
+    found = torch.empty_like(images)
+    for place, operation in enumerate(OPERATIONS.values()):
+        chosen = (operations == place).nonzero().flatten()
+        if len(chosen):
+            found[chosen] = operation(images[chosen], strengths[chosen], signed[chosen])
+    return found
+
+
+def operate_on_all(images: Tensor, operations: Tensor, strengths: Tensor, signed: Tensor) -> Tensor:
+    """Each operation on all images, so that nobody waits for a GPU's draws."""
+    found = images
+    for place, operation in enumerate(OPERATIONS.values()):
+        chosen = (operations == place)[:, None, None, None]
+        found = torch.where(chosen, operation(images, strengths, signed), found)
+    return found
+
+
+def _identity(images: Tensor, strengths: Tensor, signed: Tensor) -> Tensor:
+    return images
+
+
+def _shear_x(images: Tensor, strengths: Tensor, signed: Tensor) -> Tensor:
+    """Along the upper edge."""
+    shear = signed * LARGEST_SHEAR
+    return _move(images, (1.0, shear, shear), (0.0, 1.0, 0.0))
+
+
+def _shear_y(images: Tensor, strengths: Tensor, signed: Tensor) -> Tensor:
+    """Along the left edge."""
+    shear = signed * LARGEST_SHEAR
+    return _move(images, (1.0, 0.0, 0.0), (shear, 1.0, shear))
+
+
+def _translate_x(images: Tensor, strengths: Tensor, signed: Tensor) -> Tensor:
+    shift = (signed * LARGEST_TRANSLATION).trunc()
+    return _move(images, (1.0, 0.0, -2 * shift / images.shape[3]), (0.0, 1.0, 0.0))
+
+
+def _translate_y(images: Tensor, strengths: Tensor, signed: Tensor) -> Tensor:
+    shift = (signed * LARGEST_TRANSLATION).trunc()
+    return _move(images, (1.0, 0.0, 0.0), (0.0, 1.0, -2 * shift / images.shape[2]))
+
+
+def _rotate(images: Tensor, strengths: Tensor, signed: Tensor) -> Tensor:
+    """About the centre."""
+    angle = signed * LARGEST_ROTATION
     cosine, sine = angle.cos(), angle.sin()
-    transforms = torch.stack(
-        [
-            torch.stack([cosine, shear_x - sine, shear_x - 2 * x / width], dim=1),
-            torch.stack([shear_y + sine, cosine, shear_y - 2 * y / height], dim=1),
-        ],
-        dim=1,
-    )
+    return _move(images, (cosine, -sine, 0.0), (sine, cosine, 0.0))
+
+
+Row = tuple[Tensor | float, Tensor | float, Tensor | float]
+
+
+def _move(images: Tensor, x: Row, y: Row) -> Tensor:
+    """Where each pixel is taken from, as an affine map of its place; black from outside."""
+    numbers = [images.new_zeros(len(images)) + number for number in (*x, *y)]
+    transforms = torch.stack(numbers, dim=1).view(-1, 2, 3)
     grid = functional.affine_grid(transforms, list(images.shape), align_corners=False)
     return functional.grid_sample(images, grid, mode="nearest", align_corners=False)
+
+
+def _brightness(images: Tensor, strengths: Tensor, signed: Tensor) -> Tensor:
+    return _blend(torch.zeros_like(images), images, signed)
+
+
+def _color(images: Tensor, strengths: Tensor, signed: Tensor) -> Tensor:
+    return _blend(_grey(images), images, signed)
+
+
+def _contrast(images: Tensor, strengths: Tensor, signed: Tensor) -> Tensor:
+    return _blend(_grey(images).mean((2, 3), keepdim=True), images, signed)
+
+
+def _sharpness(images: Tensor, strengths: Tensor, signed: Tensor) -> Tensor:
+    return _blend(_smooth(images), images, signed)
+
+
+def _blend(base: Tensor, images: Tensor, signed: Tensor) -> Tensor:
+    """Towards what is without the quality, or as far away from it."""
+    factor = (1 + signed * LARGEST_CHANGE)[:, None, None, None]
+    return (base + (images - base) * factor).clamp(0, 1)
+
+
+def _grey(images: Tensor) -> Tensor:
+    red, green, blue = torch.split(images, 1, dim=1)
+    return 0.299 * red + 0.587 * green + 0.114 * blue  # ITU-R BT.601, as in torchvision
+
+
+def _posterize(images: Tensor, strengths: Tensor, signed: Tensor) -> Tensor:
+    step = 2 ** (strengths * LOST_BITS).round()[:, None, None, None]
+    return (_levels(images) / step).floor() * step / 255
+
+
+def _solarize(images: Tensor, strengths: Tensor, signed: Tensor) -> Tensor:
+    threshold = (1 - strengths)[:, None, None, None]
+    return torch.where(images >= threshold, 1 - images, images)
+
+
+def _autocontrast(images: Tensor, strengths: Tensor, signed: Tensor) -> Tensor:
+    low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)
+    return torch.where(high > low, (images - low) / (high - low).clamp(min=1e-6), images)
+
+
+def _equalize(images: Tensor, strengths: Tensor, signed: Tensor) -> Tensor:
+    """In each channel, all levels are about as frequent."""
+    values = _levels(images).flatten(2).long()
+    counts = torch.zeros(*values.shape[:2], 256, dtype=torch.int64, device=images.device)
+    counts.scatter_add_(2, values, torch.ones_like(values))
+    below = counts.cumsum(2) - counts
+    step = below.gather(2, values.amax(2, keepdim=True)) // 255
+    table = ((below + step // 2) // step.clamp(min=1)).clamp(max=255)
+    equal = torch.where(step > 0, table.gather(2, values), values)
+    return equal.to(images.dtype).view_as(images) / 255
+
+
+def _levels(images: Tensor) -> Tensor:
+    """Whole numbers from 0 to 255."""
+    return (images * 255).round()
 
 
 def _smooth(images: Tensor) -> Tensor:
@@ -109,13 +183,19 @@ def _smooth(images: Tensor) -> Tensor:
     return smooth
 
 
-def _equalize(levels: Tensor) -> Tensor:
-    """Levels (whole numbers from 0 to 255) of which, in each channel, all are about as frequent."""
-    values = levels.flatten(2).long()
-    counts = torch.zeros(*values.shape[:2], 256, dtype=torch.int64, device=levels.device)
-    counts.scatter_add_(2, values, torch.ones_like(values))
-    below = counts.cumsum(2) - counts
-    step = below.gather(2, values.amax(2, keepdim=True)) // 255
-    table = ((below + step // 2) // step.clamp(min=1)).clamp(max=255)
-    equal = torch.where(step > 0, table.gather(2, values), values)
-    return equal.to(levels.dtype).view_as(levels)
+OPERATIONS: Mapping[str, Operation] = {
+    "identity": _identity,
+    "shear-x": _shear_x,
+    "shear-y": _shear_y,
+    "translate-x": _translate_x,
+    "translate-y": _translate_y,
+    "rotate": _rotate,
+    "brightness": _brightness,
+    "color": _color,
+    "contrast": _contrast,
+    "sharpness": _sharpness,
+    "posterize": _posterize,
+    "solarize": _solarize,
+    "autocontrast": _autocontrast,
+    "equalize": _equalize,
+}

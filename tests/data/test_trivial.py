@@ -5,7 +5,7 @@ from torch.nn import functional
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import InterpolationMode
 
-from data.trivial import OPERATIONS, operate, trivial_augment
+from data.trivial import OPERATIONS, operate, operate_apart, operate_on_all, trivial_augment
 
 TORCHVISION = {
     **{"identity": "Identity", "shear-x": "ShearX", "shear-y": "ShearY", "rotate": "Rotate"},
@@ -40,7 +40,7 @@ def test_an_operation_is_that_of_torchvision(image: Tensor, name: str, strength:
         )
         found = operate(
             image / 255,
-            torch.tensor([OPERATIONS.index(name)]),
+            torch.tensor([list(OPERATIONS).index(name)]),
             torch.tensor([strength / 30]),
             torch.tensor([sign]),
         )
@@ -57,3 +57,13 @@ def test_each_operation_is_drawn_about_as_often() -> None:
     # Identity, and of other operations the weakest of 31 strengths.
     assert 0.07 < unchanged.float().mean() < 0.20
     assert len({one.numpy().tobytes() for one in found}) > 300
+
+
+def test_a_gpu_s_way_gives_the_same() -> None:
+    generator = Generator().manual_seed(0)
+    images = torch.rand(280, 3, 32, 32, generator=generator)
+    operations = torch.arange(280) % len(OPERATIONS)
+    strengths = torch.rand(280, generator=generator)
+    signed = strengths * (torch.randint(2, (280,), generator=generator) * 2 - 1)
+    given = (images, operations, strengths, signed)
+    assert torch.equal(operate_apart(*given), operate_on_all(*given))
