@@ -1,7 +1,8 @@
 """TrivialAugment (wide) of a whole batch at once: one random operation of random strength an image.
 
 Müller & Hutter, "TrivialAugment: Tuning-free Yet State-of-the-Art Data Augmentation", 2021, with
-operations, strengths and nearest-neighbour sampling as in torchvision's `TrivialAugmentWide`.
+operations, strengths and nearest-neighbour sampling as in torchvision's `TrivialAugmentWide` (whose
+middle translation is of 15 pixels, where it should be 16).
 """
 
 import math
@@ -19,8 +20,8 @@ LARGEST_CHANGE = 0.99  # of brightness, color, contrast and sharpness
 LOST_BITS = 6  # of 8, at the most, by posterize
 
 
-Operation = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Of images, strengths in [0, 1], and the same with a random sign, both of shape (N,)."""
+Numbers = tuple[Tensor | float, ...]
+"""Of an affine map, row by row: where each pixel of an image is taken from."""
 
 
 def trivial_augment(images: Tensor, generator: Generator) -> Tensor:
@@ -54,87 +55,94 @@ def operate(images: Tensor, operations: Tensor, strengths: Tensor, signs: Tensor
 
 def operate_apart(images: Tensor, operations: Tensor, strengths: Tensor, signed: Tensor) -> Tensor:
     """Each operation on its own images, which the host has to know."""
-    found = torch.empty_like(images)
-    for place, operation in enumerate(OPERATIONS.values()):
+    found = images.clone()
+    for place, name in enumerate(OPERATIONS):
         chosen = (operations == place).nonzero().flatten()
-        if len(chosen):
-            found[chosen] = operation(images[chosen], strengths[chosen], signed[chosen])
+        if not len(chosen):
+            continue
+        its = images[chosen]
+        if name in MOVES:
+            found[chosen] = _move(its, _map(its, MOVES[name](its, signed[chosen])))
+        elif name in BASES:
+            found[chosen] = _blend(BASES[name](its), its, signed[chosen])
+        elif name in OTHERS:
+            found[chosen] = OTHERS[name](its, strengths[chosen])
     return found
 
 
 def operate_on_all(images: Tensor, operations: Tensor, strengths: Tensor, signed: Tensor) -> Tensor:
     """Each operation on all images, so that nobody waits for a GPU's draws."""
-    found = images
-    for place, operation in enumerate(OPERATIONS.values()):
-        chosen = (operations == place)[:, None, None, None]
-        found = torch.where(chosen, operation(images, strengths, signed), found)
+
+    def where(name: str, changed: Tensor, otherwise: Tensor) -> Tensor:
+        chosen = (operations == OPERATIONS.index(name)).view(-1, *[1] * (changed.ndim - 1))
+        return torch.where(chosen, changed, otherwise)
+
+    moved = _map(images, (1.0, 0.0, 0.0, 0.0, 1.0, 0.0))
+    for name, move in MOVES.items():
+        moved = where(name, _map(images, move(images, signed)), moved)
+    found = where("identity", images, _move(images, moved))
+    base = images
+    for name, base_of in BASES.items():
+        base = where(name, base_of(images), base)
+    blended = _blend(base, images, signed)
+    for name in BASES:
+        found = where(name, blended, found)
+    for name, other in OTHERS.items():
+        found = where(name, other(images, strengths), found)
     return found
 
 
-def _identity(images: Tensor, strengths: Tensor, signed: Tensor) -> Tensor:
-    return images
-
-
-def _shear_x(images: Tensor, strengths: Tensor, signed: Tensor) -> Tensor:
+def _shear_x(images: Tensor, signed: Tensor) -> Numbers:
     """Along the upper edge."""
     shear = signed * LARGEST_SHEAR
-    return _move(images, (1.0, shear, shear), (0.0, 1.0, 0.0))
+    return 1.0, shear, shear, 0.0, 1.0, 0.0
 
 
-def _shear_y(images: Tensor, strengths: Tensor, signed: Tensor) -> Tensor:
+def _shear_y(images: Tensor, signed: Tensor) -> Numbers:
     """Along the left edge."""
     shear = signed * LARGEST_SHEAR
-    return _move(images, (1.0, 0.0, 0.0), (shear, 1.0, shear))
+    return 1.0, 0.0, 0.0, shear, 1.0, shear
 
 
-def _translate_x(images: Tensor, strengths: Tensor, signed: Tensor) -> Tensor:
+def _translate_x(images: Tensor, signed: Tensor) -> Numbers:
     shift = (signed * LARGEST_TRANSLATION).trunc()
-    return _move(images, (1.0, 0.0, -2 * shift / images.shape[3]), (0.0, 1.0, 0.0))
+    return 1.0, 0.0, -2 * shift / images.shape[3], 0.0, 1.0, 0.0
 
 
-def _translate_y(images: Tensor, strengths: Tensor, signed: Tensor) -> Tensor:
+def _translate_y(images: Tensor, signed: Tensor) -> Numbers:
     shift = (signed * LARGEST_TRANSLATION).trunc()
-    return _move(images, (1.0, 0.0, 0.0), (0.0, 1.0, -2 * shift / images.shape[2]))
+    return 1.0, 0.0, 0.0, 0.0, 1.0, -2 * shift / images.shape[2]
 
 
-def _rotate(images: Tensor, strengths: Tensor, signed: Tensor) -> Tensor:
+def _rotate(images: Tensor, signed: Tensor) -> Numbers:
     """About the centre."""
     angle = signed * LARGEST_ROTATION
     cosine, sine = angle.cos(), angle.sin()
-    return _move(images, (cosine, -sine, 0.0), (sine, cosine, 0.0))
+    return cosine, -sine, 0.0, sine, cosine, 0.0
 
 
-Row = tuple[Tensor | float, Tensor | float, Tensor | float]
+def _map(images: Tensor, numbers: Numbers) -> Tensor:
+    """As a matrix for each image, shape (N, 2, 3)."""
+    matrices = images.new_empty(len(images), 6)
+    for place, number in enumerate(numbers):
+        matrices[:, place] = number
+    return matrices.view(-1, 2, 3)
 
 
-def _move(images: Tensor, x: Row, y: Row) -> Tensor:
-    """Where each pixel is taken from, as an affine map of its place; black from outside."""
-    numbers = [images.new_zeros(len(images)) + number for number in (*x, *y)]
-    transforms = torch.stack(numbers, dim=1).view(-1, 2, 3)
-    grid = functional.affine_grid(transforms, list(images.shape), align_corners=False)
+def _move(images: Tensor, matrices: Tensor) -> Tensor:
+    """Black from outside."""
+    grid = functional.affine_grid(matrices, list(images.shape), align_corners=False)
     return functional.grid_sample(images, grid, mode="nearest", align_corners=False)
 
 
-def _brightness(images: Tensor, strengths: Tensor, signed: Tensor) -> Tensor:
-    return _blend(torch.zeros_like(images), images, signed)
-
-
-def _color(images: Tensor, strengths: Tensor, signed: Tensor) -> Tensor:
-    return _blend(_grey(images), images, signed)
-
-
-def _contrast(images: Tensor, strengths: Tensor, signed: Tensor) -> Tensor:
-    return _blend(_grey(images).mean((2, 3), keepdim=True), images, signed)
-
-
-def _sharpness(images: Tensor, strengths: Tensor, signed: Tensor) -> Tensor:
-    return _blend(_smooth(images), images, signed)
-
-
 def _blend(base: Tensor, images: Tensor, signed: Tensor) -> Tensor:
-    """Towards what is without the quality, or as far away from it."""
+    """Towards what is without a quality, or as far away from it."""
     factor = (1 + signed * LARGEST_CHANGE)[:, None, None, None]
     return (base + (images - base) * factor).clamp(0, 1)
+
+
+def _black(images: Tensor) -> Tensor:
+    return torch.zeros_like(images)
 
 
 def _grey(images: Tensor) -> Tensor:
@@ -142,22 +150,26 @@ def _grey(images: Tensor) -> Tensor:
     return 0.299 * red + 0.587 * green + 0.114 * blue  # ITU-R BT.601, as in torchvision
 
 
-def _posterize(images: Tensor, strengths: Tensor, signed: Tensor) -> Tensor:
+def _mean_grey(images: Tensor) -> Tensor:
+    return _grey(images).mean((2, 3), keepdim=True)
+
+
+def _posterize(images: Tensor, strengths: Tensor) -> Tensor:
     step = 2 ** (strengths * LOST_BITS).round()[:, None, None, None]
     return (_levels(images) / step).floor() * step / 255
 
 
-def _solarize(images: Tensor, strengths: Tensor, signed: Tensor) -> Tensor:
+def _solarize(images: Tensor, strengths: Tensor) -> Tensor:
     threshold = (1 - strengths)[:, None, None, None]
     return torch.where(images >= threshold, 1 - images, images)
 
 
-def _autocontrast(images: Tensor, strengths: Tensor, signed: Tensor) -> Tensor:
+def _autocontrast(images: Tensor, strengths: Tensor) -> Tensor:
     low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)
     return torch.where(high > low, (images - low) / (high - low).clamp(min=1e-6), images)
 
 
-def _equalize(images: Tensor, strengths: Tensor, signed: Tensor) -> Tensor:
+def _equalize(images: Tensor, strengths: Tensor) -> Tensor:
     """In each channel, all levels are about as frequent."""
     values = _levels(images).flatten(2).long()
     counts = torch.zeros(*values.shape[:2], 256, dtype=torch.int64, device=images.device)
@@ -183,19 +195,26 @@ def _smooth(images: Tensor) -> Tensor:
     return smooth
 
 
-OPERATIONS: Mapping[str, Operation] = {
-    "identity": _identity,
+MOVES: Mapping[str, Callable[[Tensor, Tensor], Numbers]] = {
     "shear-x": _shear_x,
     "shear-y": _shear_y,
     "translate-x": _translate_x,
     "translate-y": _translate_y,
     "rotate": _rotate,
-    "brightness": _brightness,
-    "color": _color,
-    "contrast": _contrast,
-    "sharpness": _sharpness,
+}
+"""Functions of images, and of strengths with a random sign."""
+BASES: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "brightness": _black,
+    "color": _grey,
+    "contrast": _mean_grey,
+    "sharpness": _smooth,
+}
+"""What images are without the quality that is changed."""
+OTHERS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "posterize": _posterize,
     "solarize": _solarize,
     "autocontrast": _autocontrast,
     "equalize": _equalize,
 }
+"""Functions of images and strengths."""
+OPERATIONS = ("identity", *MOVES, *BASES, *OTHERS)

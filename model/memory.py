@@ -30,7 +30,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def give_back(device: torch.device) -> None:
     """Give a GPU's memory back that torch holds and nothing uses: other libraries take it too.
 
-    What an earlier trial has left, and what only refers to itself, is no use either.
+    Garbage in reference cycles, as an earlier trial may leave, is collected first.
     """
     if device.type == "cuda":
         gc.collect()

@@ -123,10 +123,12 @@ class _Training:
         )
         self._average = MovingAverage(model, hyperparameters.ema) if hyperparameters.ema else None
         self._forward: Callable[[Tensor], Tensor] = self._model
+        self._has_compiled = False
         if context.compile:
             try:
                 # A network like an earlier trial's uses its graph.
                 torch._dynamo.config.recompile_limit = MOST_GRAPHS
+                torch._dynamo.config.fail_on_recompile_limit_hit = True  # Else nobody would know.
                 self._forward = torch.compile(self._model, dynamic=False)
             except (ImportError, RuntimeError) as error:  # On some Pythons.
                 self._go_on_uncompiled(error)
@@ -229,16 +231,17 @@ class _Training:
                     )
                 return loss
             except Exception as error:
-                # What is compiled is so when it is first used, there and back. The compiler may
-                # want more memory than the network.
-                was_compiled = self._forward is not self._model
-                if was_compiled:
+                full = is_out_of_memory(error)
+                # What is compiled is so when it is first used, there and back; and the compiler
+                # may want more memory than the network.
+                by_compiler = self._forward is not self._model and not (full and self._has_compiled)
+                if by_compiler:
                     self._go_on_uncompiled(error)
-                elif size <= SMALLEST_PART or not is_out_of_memory(error):
+                elif size <= SMALLEST_PART or not full:
                     raise
             # Not in the except clause, where the error still holds what is to be freed.
             give_back(images.device)
-            if was_compiled:
+            if by_compiler:
                 continue
             self._part_size = max(size // 2, SMALLEST_PART)
             logger.warning(
@@ -265,6 +268,7 @@ class _Training:
         smoothing = self._hyperparameters.label_smoothing
         loss = mixed_loss(logits, labels, others, shares, smoothing) * weight
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self._has_compiled = self._forward is not self._model
         return loss.detach()
 
     def _check_finite(self, loss_sum: Tensor, step: int) -> None:

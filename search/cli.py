@@ -375,7 +375,7 @@ def status(
     from search.terminal import SafeConsole
     from studies.confirmation import mentioned
     from studies.results import as_json as summary_as_json
-    from studies.results import rank, summarise, utc_now
+    from studies.results import for_json, rank, summarise, utc_now
     from studies.storage import open_storage
     from studies.study import open_study, started_from, study_names
 
@@ -406,6 +406,7 @@ def status(
                     "trials": opened.config.budget.trials,
                     "warm_start": opened.config.sampler.warm_start,
                     "confirmed": confirmation and asdict(confirmation.winner),
+                    "at_work": for_json([asdict(r) for r in records if r.state == "running"]),
                     **document,
                 }
             )
@@ -422,11 +423,11 @@ def status(
         if earlier:
             console.print(earlier)
         console.print(counts_line(summary))
-        if summary.running:
-            console.print(running_table(records, opened.config.trial.epochs, utc_now()))
         console.print(
             results_table(records, opened.config, top) if summary.best else "no trial complete yet"
         )
+        if summary.running:
+            console.print(running_table(records, opened.config.trial.epochs, utc_now()))
         if confirmation:
             console.print(confirmation.headline)
     if as_json:

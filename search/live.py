@@ -73,15 +73,15 @@ def render(view: View) -> RenderableType:
         counts_line(summary),
         _best(summary, view.config),
         _workers(view, elsewhere),
-        *([_whole(view.trouble)] if view.trouble else []),
+        *([_whole((view.trouble, "bold red"))] if view.trouble else []),
         Text(_hint(view.interruptions), style="dim"),
     ]
     return Group(*parts)
 
 
-def _whole(line: str) -> Text:
+def _whole(*parts: str | tuple[str, str]) -> Text:
     """In as many lines as it takes. The console breaks none by itself, and they would be cut."""
-    return Text(line, style="bold red", no_wrap=False, overflow="fold")
+    return Text.assemble(*parts, no_wrap=False, overflow="fold")
 
 
 def _progress(view: View, summary: Summary) -> RenderableType:
@@ -117,12 +117,10 @@ def counts_line(summary: Summary) -> Text:
 def _best(summary: Summary, config: StudyConfig) -> Text:
     if summary.best is None or summary.best.value is None:
         return Text("no trial complete yet", style="dim")
-    return Text.assemble(
+    return _whole(
         "best ",
         (f"{summary.best.value:.2%}", "bold green"),
         f" validation, trial {summary.best.number}: {readable_parameters(summary.best, config)}",
-        overflow="fold",
-        no_wrap=False,
     )
 
 
@@ -140,7 +138,9 @@ def _workers(view: View, elsewhere: Sequence[TrialRecord]) -> Table:
 
 
 def running_table(records: Sequence[TrialRecord], epochs: int, now: datetime) -> Table:
-    """The trials that are running, one a line, and by whom; lost ones too, until they are resumed.
+    """The trials that are running, one a line, and by whom.
+
+    A worker that gives no sign of life has its trial until another notices.
 
     Args:
         epochs: of a full trial.
@@ -151,7 +151,8 @@ def running_table(records: Sequence[TrialRecord], epochs: int, now: datetime) ->
         if record.state == "running":
             *cells, left = _trial_cells(record, epochs, now)
             if record.silent_since:
-                silent = (now - record.silent_since).total_seconds()
+                # By the database's clock, which may be ahead of this machine's.
+                silent = max((now - record.silent_since).total_seconds(), 0.0)
                 left = f"silent for {readable_seconds(silent)}"
             table.add_row(record.worker or "-", *cells, left)
     return table
@@ -159,7 +160,7 @@ def running_table(records: Sequence[TrialRecord], epochs: int, now: datetime) ->
 
 def _workers_table() -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-    table.add_column("worker")
+    table.add_column("worker", overflow="fold")
     for name in ("trial", "epoch", "validation", "images/s", "time left"):
         table.add_column(name, justify="right")
     return table

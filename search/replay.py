@@ -102,14 +102,13 @@ def _differences(
     opened: OpenedStudy, number: int, device: torch.device, fallbacks: Sequence[str]
 ) -> Iterator[str]:
     if device.type == "cuda" and not opened.config.trial.deterministic:
-        yield "the study is not deterministic: a GPU then gives another curve each time"
+        yield "the study is not deterministic: a GPU may then give another curve each time"
     attributes = opened.study.get_trials(deepcopy=False)[number].user_attrs
     now = {DEVICE: device_name(device), THREADS: torch.get_num_threads()}
-    if fallbacks or FALLBACKS in attributes:
-        now[FALLBACKS] = ", ".join(fallbacks) or "none"
+    now[FALLBACKS] = ", ".join(fallbacks) or "none"
     if DTYPE in attributes:  # Earlier versions of hpsearch did not record it.
         now[DTYPE] = dtype_name(opened.config.trial.precision, device)
-    then = {FALLBACKS: "none", **{key: attributes[key] for key in now if key in attributes}}
+    then = {**attributes, FALLBACKS: attributes.get(FALLBACKS) or "none"}
     for key, value in {**now, **versions()}.items():
         before = then.get(key) or opened.study.user_attrs[VERSIONS].get(key, "not recorded")
         if before != value:

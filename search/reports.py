@@ -9,7 +9,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import Trial
 
 from studies.patience import Patience
-from studies.results import EPOCHS_BEFORE
+from studies.results import EPOCHS_BEFORE, FALLBACKS
 
 Parameters = Mapping[str, tuple[float, BaseDistribution]]
 """In Optuna's internal representation, each with its distribution."""
@@ -64,6 +64,8 @@ class Reports:
         """Forget the epochs after this one that an earlier run has reported: their state is lost,
         and they are trained again."""
         self.attribute(EPOCHS_BEFORE, epoch)
+        if epoch == 0 and FALLBACKS in self._frozen.user_attrs:
+            self.attribute(FALLBACKS, "")
         for reported in (self._accuracies, self._frozen.intermediate_values):
             for later in [known for known in reported if known > epoch]:
                 del reported[later]

@@ -158,8 +158,7 @@ class TrialSettings(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto: bf16 where the hardware has it, fp16 on older GPUs, else fp32."""
     deterministic: bool = False
-    """Whether a GPU, too, is to give the same results each time. It is then slower, as cuDNN does
-    not try which of its convolutions are fastest; by how much was not measured."""
+    """Whether a GPU, too, is to give the same results each time. It is then slower."""
     max_retries: int = Field(default=3, ge=0)
     """How many workers a trial may lose, without a new epoch in between, before it has failed."""
     compile: bool = False

@@ -1,4 +1,4 @@
-"""What the tests of several packages share: databases, the real command, small study files."""
+"""What the tests of several packages share: databases, the command, small study files."""
 
 import itertools
 import json
@@ -24,7 +24,7 @@ from typer.testing import CliRunner, Result
 from data.dataset import load_dataset
 from search.cli import app
 from studies.database import DatabaseStorage
-from tests.forked import run_hpsearch
+from tests.forked import run_hpsearch, start_forkserver
 from tests.s3 import new_bucket, s3_server
 
 # One thread a process, this one too: the tests run several workers on two cores.
@@ -197,8 +197,13 @@ def few_images(tmp_path_factory: pytest.TempPathFactory, data_cache: Path) -> Pa
 Hpsearch = Callable[..., subprocess.CompletedProcess[str]]
 
 
+@pytest.fixture(scope="session")
+def forkserver() -> None:
+    start_forkserver()
+
+
 @pytest.fixture
-def hpsearch(tmp_path: Path) -> Hpsearch:
+def hpsearch(forkserver: None, tmp_path: Path) -> Hpsearch:
     """Run the command in an empty folder, without a terminal, in a process of its own."""
     return partial(run_hpsearch, tmp_path)
 

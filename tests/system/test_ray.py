@@ -21,7 +21,7 @@ from studies.results import LOSSES
 from studies.storage import open_storage
 from studies.study import open_study
 from tests.forked import HPSEARCH
-from tests.system.processes import running, trained, wait_for
+from tests.system.processes import trained, wait_for
 from tests.system.terminal import Terminal
 
 from ray.cluster_utils import Cluster  # isort: skip
@@ -220,10 +220,18 @@ def test_an_address_without_a_cluster_is_said_at_once() -> None:
 def test_ray_that_is_not_installed_is_said_with_the_remedy(study: Path, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['ray'] = None")
     path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
-    with running(tmp_path, "run", study, "--engine", "ray", PYTHONPATH=path) as search:
-        output, _ = search.communicate(timeout=60)
-    assert search.returncode == 2
-    assert "hpsearch: --engine ray: Ray is not installed: pip install -e '.[ray]'" in output
+    result = subprocess.run(
+        [HPSEARCH, "run", study, "--engine", "ray"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert "hpsearch: --engine ray: Ray is not installed: pip install -e '.[ray]'" in (
+        result.stderr
+    )
 
 
 @pytest.mark.parametrize("command", ["run", "confirm"])

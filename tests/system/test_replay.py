@@ -1,4 +1,4 @@
-"""`hpsearch replay`, with the real command."""
+"""`hpsearch replay`, with the command."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The report as a person sees it: written by the real command, opened in a real browser."""
+"""The report as a person sees it: written by the command, opened in a real browser."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""`hpsearch run --warm-start`, with the real command."""
+"""`hpsearch run --warm-start`, with the command."""
 
 import subprocess
 from collections.abc import Callable
