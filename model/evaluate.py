@@ -10,7 +10,8 @@ from data.dataset import Normalisation, Split
 from model.memory import give_back, is_out_of_memory
 from model.precision import without_tf32
 
-BATCH_SIZE = 1000  # images; fewer, if they do not fit into a GPU's memory
+GPU_BATCH_SIZE = 1000  # images; fewer, if they do not fit into its memory
+CPU_BATCH_SIZE = 128  # more do not fit into its caches, and are slower
 
 
 class Normaliser:
@@ -55,7 +56,7 @@ def logits(model: nn.Module, images: Tensor, normalisation: Normalisation) -> Te
     training, device = model.training, next(model.parameters()).device
     normaliser = Normaliser(normalisation, device)
     model.eval()
-    size = BATCH_SIZE
+    size = GPU_BATCH_SIZE if device.type == "cuda" else CPU_BATCH_SIZE
     batches: list[Tensor] = []
     try:
         with without_tf32():

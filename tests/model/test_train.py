@@ -521,7 +521,7 @@ def test_accuracy_is_the_fraction_of_correct_images(
     predicted = logits(model, data.validation.images, data.normalisation).argmax(dim=1)
     correct = int((predicted == data.validation.labels).sum())
     assert accuracy(model, data.validation, data.normalisation) == correct / 100
-    monkeypatch.setattr("model.evaluate.BATCH_SIZE", 7)
+    monkeypatch.setattr("model.evaluate.CPU_BATCH_SIZE", 7)
     assert accuracy(model, data.validation, data.normalisation) == correct / 100
     assert model.training, "the model is left in the mode that it was in"
     assert modes == {True}
