@@ -315,7 +315,7 @@ class Worker:
             logger.info("trial %d: complete, best validation accuracy %.2f%%", number, 100 * best)
         elif outcome.end is End.PRUNED:
             self._end(trial, TrialState.PRUNED, outcome.accuracies[-1], outcome.end, origin)
-            logger.info("trial %d: pruned after epoch %d at %.2f%%", number, epochs, 100 * best)
+            logger.info("trial %d: pruned after epoch %d, best %.2f%%", number, epochs, 100 * best)
         elif outcome.end is End.DIVERGED:
             # In Optuna's terms pruned: it was stopped early and the search can learn from it.
             last = outcome.accuracies[-1] if outcome.accuracies else None

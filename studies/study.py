@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 from data.errors import UserError
 from studies.config import (
     DEFAULT_OBJECTIVE,
+    Budget,
     StudyConfig,
     StudyName,
     differences,
@@ -26,6 +27,7 @@ from studies.config import (
 from studies.ownership import OwnedStorage
 from studies.results import Summary, TrialRecord, rank, record, summarise
 from studies.storage import open_storage, quiet_optuna
+from studies.text import counted
 
 CONFIG = "config"
 BUDGET = "budget"
@@ -113,6 +115,9 @@ def create_or_continue(
         check_settings(opened, config)
         check_data(opened, data_digest)
         check_versions(opened)
+        before, now = (_trials(one.budget) for one in (opened.config, config))
+        if before != now:
+            logger.info("the budget of study %s is now %s, before %s", config.name, now, before)
         _store_what_may_change(opened.study, config)
         # What was checked, not what the database says by now.
         latest = {"budget": config.budget, "checkpoints": config.checkpoints}
@@ -131,6 +136,10 @@ def create_or_continue(
     # Last: a study that has its settings is complete, and others may use it.
     study.set_user_attr(CONFIG, config.model_dump(mode="json"))
     return OpenedStudy(study, storage, config, identity), True
+
+
+def _trials(budget: Budget) -> str:
+    return "any number of trials" if budget.trials is None else counted(budget.trials, "trial")
 
 
 def _store_what_may_change(study: Study, config: StudyConfig) -> None:

@@ -32,7 +32,10 @@ def test_a_new_study_holds_its_settings_and_first_trials(storage_url: str) -> No
     assert trial.system_attrs["fixed_params"] == {"width": 8}
 
 
-def test_the_same_settings_continue_a_study_with_the_new_budget(storage_url: str) -> None:
+def test_the_same_settings_continue_a_study_with_the_new_budget(
+    storage_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="studies.study")
     storage = open_storage(storage_url, create=True)
     first, _ = create_or_continue(storage, load_study_file("quickstart"), DIGEST, [{}])
     again = load_study_file("quickstart", {"budget.trials": 99})
@@ -41,6 +44,9 @@ def test_the_same_settings_continue_a_study_with_the_new_budget(storage_url: str
     assert opened.identity == first.identity
     assert len(opened.study.trials) == 1
     assert opened.config.budget == Budget(trials=99, minutes=7.0)
+    create_or_continue(storage, again, DIGEST, [{}])
+    said = [one.getMessage() for one in caplog.records if one.name == "studies.study"]
+    assert said == ["the budget of study quickstart is now 99 trials, before 20 trials"]
 
 
 def test_so_is_how_many_checkpoints_are_kept(storage_url: str) -> None:
