@@ -104,8 +104,11 @@ def _differences(
     if device.type == "cuda" and not opened.config.trial.deterministic:
         yield "the study is not deterministic: a GPU may then give another curve each time"
     attributes = opened.study.get_trials(deepcopy=False)[number].user_attrs
-    now = {DEVICE: device_name(device), THREADS: torch.get_num_threads()}
-    now[FALLBACKS] = ", ".join(fallbacks) or "none"
+    now = {
+        DEVICE: device_name(device),
+        THREADS: torch.get_num_threads(),
+        FALLBACKS: ", ".join(fallbacks) or "none",
+    }
     if DTYPE in attributes:  # Earlier versions of hpsearch did not record it.
         now[DTYPE] = dtype_name(opened.config.trial.precision, device)
     then = {**attributes, FALLBACKS: attributes.get(FALLBACKS) or "none"}
